@@ -1,0 +1,43 @@
+# Every target sets up what it needs in .venv; nothing but Python (>= 3.11), pip and make is assumed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One thread a process: two threads beside a busy neighbour are slower than one.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: setup demo test test-fast lint format real bench docs clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) with $(PYTHON) (once; a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/abmll demo --output runs/demo --overwrite
+
+test: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-fast: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+real: setup
+	$(BIN)/python benchmarks/real.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,21 @@
+"""The one exception a user's mistake raises, and the hint that names what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one line that names the value, what was expected, and the way out.
+
+    The command line prints the message and exits with status 2, without a traceback; anything else is our fault.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a registry; suggests the nearest known name."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")

@@ -1,0 +1,106 @@
+"""What is learned: an example, a task (one dataset) and a suite (tasks to learn a prior from, and tasks never seen)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from abmll.errors import UserError, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with its answer options.
+
+    Attributes:
+        input: the question's text.
+        options: the possible answers as texts, at least two, all different.
+        output: the right answer, one of `options`; None where it is not known (prediction).
+        oracle: p(option | input, task) for every option, known only for generated data (label noise included).
+    """
+
+    input: str
+    options: tuple[str, ...]
+    output: str | None = None
+    oracle: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 2:
+            n = len(self.options)
+            raise UserError(f"options {list(self.options)!r} has {n} {'entry' if n == 1 else 'entries'}; at least 2 are needed")
+        if len(set(self.options)) != len(self.options):
+            double = next(o for o in self.options if self.options.count(o) > 1)
+            raise UserError(f"option {double!r} appears twice; options must differ")
+        if self.output is not None and self.output not in self.options:
+            raise UserError(f"output {self.output!r} is not among the options {list(self.options)!r}")
+
+    @property
+    def label(self) -> int:
+        """Index of `output` in `options`; raises UserError where the answer is not known."""
+        if self.output is None:
+            raise UserError(f"the example {self.input[:60]!r} has no output; a labelled example is needed here")
+        return self.options.index(self.output)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One dataset: a name and its examples. The name enters prompts and the keys of every random draw.
+
+    Attributes:
+        name: unique within a suite.
+        examples: the rows, in file order.
+        family: the kind of task, where it is known (reported apart); None otherwise.
+        metadata: free facts about the source (licence, hub path ...), JSON-serialisable.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    family: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise UserError(f"task {self.name!r} has no examples; at least one is needed")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The fixed label set, or None where the options differ from example to example."""
+        first = frozenset(self.examples[0].options)
+        if any(frozenset(e.options) != first for e in self.examples):
+            return None
+        return self.examples[0].options
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks to meta-train on, tasks to select on (never meta-trained on) and tasks kept unseen until the end."""
+
+    name: str
+    train: tuple[Task, ...]
+    test: tuple[Task, ...]
+    validation: tuple[Task, ...] = ()
+
+    def __post_init__(self) -> None:
+        owner: dict[str, str] = {}
+        for part, tasks in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            for task in tasks:
+                if task.name in owner:
+                    raise UserError(
+                        f"suite {self.name!r}: task {task.name!r} is in {owner[task.name]} and in {part}; a task may be in one part only"
+                    )
+                owner[task.name] = part
+
+    def __getitem__(self, name: str) -> Task:
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise unknown("task", name, [t.name for t in self.tasks])
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """All tasks: train, validation, test."""
+        return (*self.train, *self.validation, *self.test)
