@@ -1,0 +1,3 @@
+"""abmll: amortized Bayesian meta-learning of LoRA adapters."""
+
+__version__ = "0.1.0"
