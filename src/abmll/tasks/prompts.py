@@ -4,9 +4,9 @@ Every example has exactly one of these forms, and the form's name is written bes
 
 | name | text | who answers |
 |---|---|---|
-| `paper` | instruction, question, lettered choices; the user turn of a chat template | one capital letter, assistant turn |
+| `paper` | instruction, question, lettered choices: the user turn of a chat | one capital letter, the assistant turn |
 | `plain` | the same text without a chat template (base models) | one capital letter, right after it |
-| `question` | `<task>: <input>` and `Answer:`; no instruction, no choices | the option's own text, one option at a time |
+| `question` | `<task>: <input>` and `Answer:`; no instruction or choices | the option's text, one option at a time |
 | `bare` | the input alone | an encoder, compared with the option's own text |
 """
 
@@ -58,7 +58,7 @@ def user_message(task_name: str, example: Example, *, demonstrations: Sequence[E
 
 
 def plain_prompt(task_name: str, example: Example, *, demonstrations: Sequence[Example] = ()) -> str:
-    """The paper's text for a model without a chat template: the answer letter follows directly, on a line of its own."""
+    """The paper's text for a model without a chat template: the letter follows directly, on a line of its own."""
     return user_message(task_name, example, demonstrations=demonstrations)
 
 
