@@ -28,7 +28,9 @@ class Example:
     def __post_init__(self) -> None:
         if len(self.options) < 2:
             n = len(self.options)
-            raise UserError(f"options {list(self.options)!r} has {n} {'entry' if n == 1 else 'entries'}; at least 2 are needed")
+            raise UserError(
+                f"options {list(self.options)!r} has {n} {'entry' if n == 1 else 'entries'}; at least 2 are needed"
+            )
         if len(set(self.options)) != len(self.options):
             double = next(o for o in self.options if self.options.count(o) > 1)
             raise UserError(f"option {double!r} appears twice; options must differ")
@@ -90,7 +92,8 @@ class Suite:
             for task in tasks:
                 if task.name in owner:
                     raise UserError(
-                        f"suite {self.name!r}: task {task.name!r} is in {owner[task.name]} and in {part}; a task may be in one part only"
+                        f"suite {self.name!r}: task {task.name!r} is in {owner[task.name]} and in {part}; "
+                        "a task may be in one part only"
                     )
                 owner[task.name] = part
 

@@ -1,0 +1,71 @@
+"""The one contract of a latent: where, in an adapted layer, the Gaussian lives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from abmll.adapter.config import AbmllConfig
+    from abmll.adapter.layer import AbmllLayer
+    from abmll.adapter.modes import Sample, Tokens, Variational
+
+
+class Latent(ABC):
+    """A latent variable of the adapter, as pure functions on a layer's parameters; it holds no state of its own.
+
+    Shapes: x (batch, tokens, d_in) in the adapter's dtype; outputs (batch, tokens, d_out).
+
+    Attributes:
+        name: its name in the registry and in `AbmllConfig.latent`.
+        has_variance: whether there is anything to sample (False: `sample` equals `mean`, the KL is undefined).
+        uses_inputs: whether KL and hyperprior are functions of the layer's inputs (else of the parameters alone).
+        exportable_draws: whether one draw is a LoRA adapter of its own.
+        epistemic: whether draws are shared by all tokens, so that their spread says what the model does not know.
+    """
+
+    name: ClassVar[str]
+    has_variance: ClassVar[bool] = True
+    uses_inputs: ClassVar[bool] = False
+    exportable_draws: ClassVar[bool] = False
+    epistemic: ClassVar[bool] = False
+
+    def build(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
+        """Add the parameters of adapter `name` to the layer. Every latent has the mean pair (A, B)."""
+        layer.abmll_A[name] = nn.Linear(layer.in_features, config.r, bias=False)
+        layer.abmll_B[name] = nn.Linear(config.r, layer.out_features, bias=False)
+
+    def reset(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
+        """The start, as in LoRA: A Kaiming-uniform (a = sqrt 5), B zero, so that the mean output is zero."""
+        nn.init.kaiming_uniform_(layer.abmll_A[name].weight, a=5**0.5)
+        nn.init.zeros_(layer.abmll_B[name].weight)
+
+    def mean(self, layer: AbmllLayer, name: str, x: Tensor) -> Tensor:
+        """The expected output s B A x, in PEFT LoRA's own order of operations (bit for bit)."""
+        return layer.abmll_B[name](layer.abmll_A[name](x)) * layer.scaling[name]  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
+        """One draw of the output, keyed by the mode."""
+
+    @abstractmethod
+    def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
+        """One draw of the posterior's output; KL and hyperprior that depend on x go to the sink."""
+
+    def divergence(self, layer: AbmllLayer, mode: Variational) -> Tensor:
+        """KL(posterior || prior) of the layer in nats, where it needs no inputs."""
+        raise TypeError(
+            f"the KL of latent {self.name!r} is a function of the layer's inputs: run a Variational forward"
+        )
+
+    def hyperprior(self, layer: AbmllLayer, prior: str, rate: float) -> Tensor:
+        """Log p(theta) of the layer in nats, where it needs no inputs."""
+        raise TypeError(
+            f"the hyperprior of latent {self.name!r} is a function of the layer's inputs: run a Variational forward"
+        )
+
+    def delta_weight(self, layer: AbmllLayer, name: str) -> Tensor:
+        """The mean weight update s B A, (d_out, d_in)."""
+        return (layer.abmll_B[name].weight @ layer.abmll_A[name].weight) * layer.scaling[name]  # type: ignore[no-any-return]

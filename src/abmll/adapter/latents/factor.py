@@ -1,0 +1,84 @@
+"""`factor`: the LoRA factor A itself is Gaussian, A ~ N(M, exp(L)) elementwise; B is a point (method section 1).
+
+One draw serves all tokens: Cov(z(x), z(x')) = s^2 B diag(exp(L) (x o x')) B^T. Draws are LoRA adapters of their own,
+their spread is epistemic, and the KL does not depend on the data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from abmll import gaussian, noise
+from abmll.adapter.latents.base import Latent
+
+if TYPE_CHECKING:
+    from abmll.adapter.config import AbmllConfig
+    from abmll.adapter.layer import AbmllLayer
+    from abmll.adapter.modes import Sample, Tokens, Variational
+
+
+class Factor(Latent):
+    """Parameters: M (r, d_in), L (r, d_in) and B (d_out, r)."""
+
+    name = "factor"
+    exportable_draws = True
+    epistemic = True
+
+    def build(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
+        """The mean pair (M, B) and the log-variance L of A."""
+        super().build(layer, name, config)
+        layer.abmll_L[name] = nn.Linear(layer.in_features, config.r, bias=False)
+        layer.b_variance[name] = config.b_variance
+
+    def reset(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
+        """M as LoRA's A, B zero, L constant."""
+        super().reset(layer, name, config)
+        nn.init.constant_(layer.abmll_L[name].weight, config.start_log_variance)
+
+    def draw(self, layer: AbmllLayer, name: str, key: int, sample: int) -> Tensor:
+        """A = M + exp(L/2) eps, (r, d_in), keyed by (key, layer, sample, row of A)."""
+        M = layer.abmll_A[name].weight
+        rows = torch.arange(M.shape[0], device=M.device)
+        eps = noise.normal(noise.fold(key, layer.key_hash, sample, rows, device=M.device), M.shape[1], M.dtype)
+        return gaussian.sample(M, layer.abmll_L[name].weight, eps)
+
+    def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
+        """S B A x with one A for every token of the batch."""
+        return _output(layer, name, x, self.draw(layer, name, mode.key, mode.sample))
+
+    def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
+        """A draw of the posterior. Nothing goes to the sink: the KL is the layer's, however often the layer is run."""
+        A = (
+            self.draw(layer, mode.posterior, mode.key, mode.sample)
+            if mode.draw
+            else layer.abmll_A[mode.posterior].weight
+        )
+        return _output(layer, mode.posterior, x, A)
+
+    def divergence(self, layer: AbmllLayer, mode: Variational) -> Tensor:
+        """KL(q(A) || p(A)) + ||B_phi - B_theta||^2 / (2 v_B), in nats.
+
+        The second term is -log N(B_phi; B_theta, v_B I) without its constant. Without it B_theta would have no
+        gradient, and (A, B) -> (c A, B / c) would change the KL but not the prediction.
+        """
+        q, p = mode.posterior, mode.prior
+        M_q, L_q, B_q = (d[q].weight for d in (layer.abmll_A, layer.abmll_L, layer.abmll_B))
+        M_p, L_p, B_p = (d[p].weight for d in (layer.abmll_A, layer.abmll_L, layer.abmll_B))
+        if mode.kl == "closed":
+            each = gaussian.kl(M_q, L_q, M_p, L_p)
+        else:
+            each = gaussian.kl_sampled(self.draw(layer, q, mode.key, mode.sample), M_q, L_q, M_p, L_p)
+        return each.sum() + (B_q - B_p).square().sum() / (2.0 * layer.b_variance[p])  # type: ignore[no-any-return]
+
+    def hyperprior(self, layer: AbmllLayer, prior: str, rate: float) -> Tensor:
+        """Log N(M; 0, 1) + log Gamma(exp(-L); 1, rate) + log N(B; 0, 1), summed, in nats."""
+        M, L, B = (d[prior].weight for d in (layer.abmll_A, layer.abmll_L, layer.abmll_B))
+        return gaussian.log_hyperprior(M, L, rate).sum() - 0.5 * (gaussian.LOG_2PI + B.square()).sum()  # type: ignore[no-any-return]
+
+
+def _output(layer: AbmllLayer, name: str, x: Tensor, A: Tensor) -> Tensor:
+    return layer.abmll_B[name](F.linear(x, A)) * layer.scaling[name]  # type: ignore[no-any-return]

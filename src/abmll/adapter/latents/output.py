@@ -1,0 +1,87 @@
+"""`output`: the Gaussian is on the adapter's output at every token, z(x) ~ N(m(x), exp(l(x))) (method section 1).
+
+What the published results computed. The noise is drawn per token (scope `token`): two tokens do not share it, so its
+spread is not epistemic, and a draw is not an adapter of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from abmll import gaussian, noise, ops
+from abmll.adapter.latents.base import Latent
+
+if TYPE_CHECKING:
+    from abmll.adapter.config import AbmllConfig
+    from abmll.adapter.layer import AbmllLayer
+    from abmll.adapter.modes import Sample, Scope, Tokens, Variational
+
+
+class Output(Latent):
+    """Two low-rank pairs an adapter: of the mean and of the log-variance of the output."""
+
+    name = "output"
+    uses_inputs = True
+
+    def build(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
+        """The mean pair, the log-variance pair and, if it is learned, the scalar log c."""
+        super().build(layer, name, config)
+        layer.abmll_logvar_A[name] = nn.Linear(layer.in_features, config.r, bias=False)
+        layer.abmll_logvar_B[name] = nn.Linear(config.r, layer.out_features, bias=False)
+        if config.learn_log_c:
+            layer.abmll_log_c[name] = nn.Linear(1, 1, bias=False)  # a module: FSDP wrap policies skip ParameterDict
+        layer.log_c[name] = config.start_log_variance
+
+    def reset(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
+        """Both B are zero: m(x) = 0 and l(x) = log c everywhere."""
+        super().reset(layer, name, config)
+        nn.init.kaiming_uniform_(layer.abmll_logvar_A[name].weight, a=5**0.5)
+        nn.init.zeros_(layer.abmll_logvar_B[name].weight)
+        if name in layer.abmll_log_c:
+            nn.init.constant_(layer.abmll_log_c[name].weight, config.start_log_variance)
+
+    def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
+        """m(x) + exp(l(x)/2) eps, eps keyed by (key, layer, text, position, sample)."""
+        q = ops.project(x, _pairs(layer, name))
+        return gaussian.sample(q.m, q.l, _noise(layer, q.m, mode.key, mode.sample, mode.scope, layer.tokens(x, tokens)))
+
+    def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
+        """A draw of the posterior's output; to the sink: the KL at this x, and for the prior's step the hyperprior."""
+        who = layer.tokens(x, tokens)
+        mask = who.mask.to(x.dtype)
+        if mode.update == "prior":
+            x = x.detach()
+        q = ops.project(x, _pairs(layer, mode.posterior))
+        needs_draw = mode.draw or mode.kl == "sampled"
+        eps = _noise(layer, q.m, mode.key, mode.sample, mode.scope, who) if needs_draw else None
+        z = q.m if eps is None else gaussian.sample(q.m, q.l, eps)
+        drawn = z if mode.kl == "sampled" else None
+        if mode.update == "posterior":
+            p = ops.project(x, _pairs(layer, mode.prior))
+            mode.sink.add(ops.divergence(q, p, mask, drawn))
+        else:
+            q = ops.GaussianOutput(q.m.detach(), q.l.detach())
+            drawn = None if drawn is None else drawn.detach()
+            with torch.enable_grad():  # the base model runs without a graph; theta's gradient is local to the layer
+                p = ops.project(x, _pairs(layer, mode.prior))
+                mode.sink.add(ops.divergence(q, p, mask, drawn), ops.hyperprior(p, mask, mode.rate))
+        return z if mode.draw else q.m
+
+
+def _pairs(layer: AbmllLayer, name: str) -> ops.Pairs:
+    return ops.Pairs(
+        A_m=layer.abmll_A[name].weight,
+        B_m=layer.abmll_B[name].weight,
+        A_l=layer.abmll_logvar_A[name].weight,
+        B_l=layer.abmll_logvar_B[name].weight,
+        scale=layer.scaling[name],
+        log_c=layer.abmll_log_c[name].weight.squeeze() if name in layer.abmll_log_c else layer.log_c[name],
+    )
+
+
+def _noise(layer: AbmllLayer, like: Tensor, key: int, sample: int, scope: Scope, tokens: Tokens) -> Tensor:
+    address = tokens.address(key, layer.key_hash, sample, scope)  # (batch, tokens)
+    return noise.normal(address, like.shape[-1], like.dtype)  # (batch, tokens, d_out)

@@ -1,0 +1,28 @@
+"""`point`: no distribution at all. The forward equals PEFT's LoRA bit for bit; every point baseline uses it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from abmll.adapter.latents.base import Latent
+
+if TYPE_CHECKING:
+    from abmll.adapter.layer import AbmllLayer
+    from abmll.adapter.modes import Sample, Tokens, Variational
+
+
+class Point(Latent):
+    """A LoRA adapter: one low-rank pair, no log-variance tensors."""
+
+    name = "point"
+    has_variance = False
+
+    def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
+        """The mean: a point has one value."""
+        return self.mean(layer, name, x)
+
+    def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
+        """Refused: the KL between two points is zero or infinite."""
+        raise TypeError("latent 'point' has no KL divergence; use latent 'output' or 'factor' for a variational step")

@@ -1,0 +1,267 @@
+"""What an adapted layer does in a forward pass: an immutable value in a ContextVar, never a flag on the layer.
+
+    with modes.use(model, modes.Sample(key=7), tokens):
+        model(...)
+
+A mode says which adapter answers and how (mean, one posterior draw, variational inference against a prior, factors
+given from outside). `Tokens` says who each position is, which is what noise is keyed by and what a KL counts. The
+pair is captured by every gradient-checkpointed block and replayed, with a sink that keeps nothing, when backward
+recomputes the block: no generator state, no order of calls, no double counting.
+
+Only a mode sets `requires_grad`: PEFT's `set_adapter` freezes whatever is not active, and meta-training needs one
+adapter frozen and another trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from abmll import noise
+
+if TYPE_CHECKING:
+    from abmll.adapter.layer import AbmllLayer
+
+Scope = Literal["token", "sequence", "batch"]
+KLEstimate = Literal["closed", "sampled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Who every position of a (batch, tokens) input is.
+
+    Attributes:
+        text: int64 (batch, tokens), the hash of the text that the position belongs to; a prompt shared by several rows
+            has one hash in all of them, so it receives one noise.
+        position: int64 (batch, tokens), the index among the real tokens of that text: independent of padding.
+        mask: float32 (batch, tokens), 1 where the KL counts the position: real, and not already counted in
+            another row of the batch.
+    """
+
+    text: Tensor
+    position: Tensor
+    mask: Tensor
+
+    @classmethod
+    def default(cls, shape: tuple[int, int], device: torch.device) -> Tokens:
+        """Every row its own text, every column its own position, everything counted: for calls without a scorer."""
+        rows, columns = shape
+        text = torch.arange(rows, device=device)[:, None].expand(rows, columns)
+        position = torch.arange(columns, device=device)[None, :].expand(rows, columns)
+        return cls(text, position, torch.ones(rows, columns, device=device))
+
+    def address(self, key: int, layer: int, sample: int, scope: Scope) -> Tensor:
+        """int64 noise addresses (batch, tokens): `scope` forgets the position (sequence) or the text too (batch)."""
+        text = self.text if scope != "batch" else torch.zeros_like(self.text)
+        position = self.position if scope == "token" else torch.zeros_like(self.position)
+        return noise.fold(key, layer, sample, text, position, device=self.text.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where layers leave their sums (float32 scalars, nats): KL(posterior || prior) and log hyperprior of the prior."""
+
+    kl: list[Tensor] = field(default_factory=list)
+    hyperprior: list[Tensor] = field(default_factory=list)
+
+    def add(self, kl: Tensor, hyperprior: Tensor | None = None) -> None:
+        """Keep one layer's sums."""
+        self.kl.append(kl)
+        if hyperprior is not None:
+            self.hyperprior.append(hyperprior)
+
+    def total(self) -> tuple[Tensor, Tensor]:
+        """(KL, log hyperprior) summed over layers; each 0 where nothing was left."""
+        zero = torch.zeros(())
+        return sum(self.kl, start=zero), sum(self.hyperprior, start=zero)
+
+
+class _NullSink(Sink):
+    """Keeps nothing: a recomputed block must do the same arithmetic again, and count it once."""
+
+    def add(self, kl: Tensor, hyperprior: Tensor | None = None) -> None:
+        """Forget one layer's sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """y = base(x) + E[adapter output], as PEFT's LoRA does; `adapter` None: PEFT's active adapters.
+
+    `train` gives that adapter, and nothing else, gradients (None: leave requires_grad as PEFT set it).
+    """
+
+    adapter: str | None = None
+    train: bool | None = None
+
+    def trains(self, name: str) -> bool | None:
+        """Whether adapter `name` is to have gradients; None: leave it as it is."""
+        return None if self.train is None else (self.train and name == self.adapter)
+
+    def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
+        """Y plus the mean output of every adapter asked for."""
+        for name in layer.active_adapters if self.adapter is None else (self.adapter,):
+            if name in layer.abmll_A:
+                y = y + layer.latents[name].mean(layer, name, layer.cast(x, name))
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """y = base(x) + one draw of the adapter's Gaussian; draw number `sample` under `key`."""
+
+    key: int
+    adapter: str = "default"
+    sample: int = 0
+    scope: Scope = "token"
+
+    def trains(self, name: str) -> bool | None:
+        """Draws are for prediction: leave requires_grad alone."""
+        return None
+
+    def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
+        """Y plus the draw."""
+        if self.adapter not in layer.abmll_A:
+            return y
+        return y + layer.latents[self.adapter].sample(layer, self.adapter, layer.cast(x, self.adapter), self, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Variational:
+    """One step of variational inference: y = base(x) + a draw of `posterior`, and KL(posterior || prior) to the sink.
+
+    Attributes:
+        update: "posterior": gradients reach the posterior alone, from the likelihood and the KL, through x as well.
+            "prior": the outer step: the layers' inputs are detached and the model runs without a graph; the sink's KL
+            and hyperprior reach the prior alone, and nothing is ever propagated through the base model.
+        draw: False: the posterior's mean instead of a draw.
+        kl: the closed form, or the one-sample estimate of it.
+        rate: rate b0 of the Gamma hyperprior on the precision.
+    """
+
+    key: int
+    posterior: str
+    prior: str
+    update: Literal["posterior", "prior"] = "posterior"
+    sink: Sink = field(default_factory=Sink)
+    scope: Scope = "token"
+    kl: KLEstimate = "closed"
+    draw: bool = True
+    rate: float = 0.01
+    sample: int = 0
+
+    def trains(self, name: str) -> bool | None:
+        """Exactly one of the two adapters has gradients; others none."""
+        return name == (self.posterior if self.update == "posterior" else self.prior)
+
+    def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
+        """Y plus the posterior's draw; sums that depend on x go into the sink."""
+        if self.posterior not in layer.abmll_A:
+            return y
+        z = layer.latents[self.posterior].variational(layer, layer.cast(x, self.posterior), self, tokens)
+        return y + z
+
+
+@dataclass(frozen=True, slots=True)
+class WithFactors:
+    """y = base(x) + s B_i A_i x with factors from outside, S of them at once.
+
+    `factors` maps a layer's name to (A (S, r, d_in), B (S, d_out, r)); the batch holds S blocks of equal size, block i
+    answered by factors i. Layers that are not named answer with the base model alone.
+    """
+
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    adapter: str = "default"
+
+    def trains(self, name: str) -> bool | None:
+        """The factors carry their own gradients."""
+        return False
+
+    def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
+        """Y plus each block's own low-rank product."""
+        if layer.key not in self.factors:
+            return y
+        A, B = self.factors[layer.key]
+        S, _, d_in = A.shape
+        if x.shape[0] % S:
+            raise ValueError(
+                f"a batch of {x.shape[0]} rows does not hold {S} blocks of equal size, one a set of factors"
+            )
+        x = x.to(A.dtype).reshape(S, -1, d_in)  # (S n, tokens, d_in) -> (S, n tokens, d_in)
+        z = torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))  # -> (S, n tokens, r) -> (S, n tokens, d_out)
+        return y + layer.scaling[self.adapter] * z.reshape(y.shape)
+
+
+Mode = Mean | Sample | Variational | WithFactors
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the ContextVar holds."""
+
+    mode: Mode = field(default_factory=Mean)
+    tokens: Tokens | None = None
+
+
+_STATE: ContextVar[State] = ContextVar("abmll_state", default=State())  # noqa: B039 - State is immutable
+
+
+def current() -> State:
+    """The state in force: PEFT's plain behaviour where nobody has set one."""
+    return _STATE.get()
+
+
+@contextmanager
+def _set(state: State) -> Iterator[None]:
+    token = _STATE.set(state)
+    try:
+        yield
+    finally:
+        _STATE.reset(token)
+
+
+@contextmanager
+def use(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """Run `model` in `mode` inside the block. requires_grad is set on entry and stays: backward may come later."""
+    from abmll.adapter.layer import adapted_layers  # the layer imports this module
+
+    sampling = isinstance(mode, Sample | Variational)
+    for layer in adapted_layers(model).values():
+        for name in layer.latents:
+            if (trains := mode.trains(name)) is not None:
+                for parameter in layer.parameters_of(name):
+                    parameter.requires_grad_(trains)
+    if sampling and torch.is_grad_enabled():
+        _check_checkpointing(model)
+    with _set(State(mode, None)):
+        yield
+
+
+def with_tokens(tokens: Tokens) -> AbstractContextManager[None]:
+    """Name the positions of the coming forward pass; the scorer does this around each call of the model."""
+    return _set(replace(current(), tokens=tokens))
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """torch.utils.checkpoint's `context_fn`: the forward as it is, the recomputation in the same state, null sink."""
+    state = current()
+    if isinstance(state.mode, Variational):
+        state = replace(state, mode=replace(state.mode, sink=_NullSink()))
+    return nullcontext(), _set(state)
+
+
+def _check_checkpointing(model: nn.Module) -> None:
+    """Refuse a checkpointing that would recompute a block outside its mode: the wrong gradients, silently."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+            keywords = getattr(module._gradient_checkpointing_func, "keywords", {})
+            if keywords.get("use_reentrant", True) or keywords.get("context_fn") is not checkpoint_contexts:
+                raise ValueError(
+                    "gradient checkpointing was enabled before the adapter was added, or as reentrant; call "
+                    "peft_model.gradient_checkpointing_enable() (use_reentrant=False) on the adapted model instead"
+                )
