@@ -190,13 +190,15 @@ def _suite_of(entry: SuiteEntry, tasks: Mapping[str, Task]) -> Suite:
 
 def _put(root: Path, suite: Suite, facts: Mapping[str, Any]) -> None:
     """Write the suite beside its place, then move it there; an interrupted fetch leaves what was there before."""
-    folder, partial = root / suite.name, root / f".{suite.name}.{os.getpid()}.partial"
+    folder = root / suite.name
+    partial, old = (root / f".{suite.name}.{os.getpid()}.{kind}" for kind in ("partial", "old"))
     try:
         for task in suite.tasks:
             write_jsonl(partial / f"{file_stem(task.name)}.jsonl", task)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)  # a folder cannot be replaced by one that holds files
         os.replace(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
     enter_suite(root, suite.name, {**index_entry(suite), **{key: value for key, value in facts.items() if value}})

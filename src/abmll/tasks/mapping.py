@@ -6,9 +6,9 @@ An entry has `path`, `config` (or null) and `split` of the dataset, the template
   a dict by its text (True is "True"). {"path": P, "ranges": [[low, high, option], ...]} reads a number instead, both
   bounds open, null for none. A path that gives several labels (annotators) stands for their strict majority.
   `options` gives the order that is shown; alphabetical otherwise.
-- choices: {"columns": [...]}, {"path": P}, or {"path": P, "inline": true} for a text "... (A) x (B) y", with `answer`: {"path": P, "by": "index" (and "base"), "letter", "text"
-  or "key" (and "among": the path of the keys)}. `shuffle` puts the choices into a keyed order, for sets that always
-  list the right one first.
+- choices: {"columns": [...]}, {"path": P}, or {"path": P, "inline": true} for a text "... (A) x (B) y"; with
+  `answer`: {"path": P, "by": "index" (and "base"), "letter", "text" or "key" (and "among": the path of the keys)}.
+  `shuffle` puts the choices into a keyed order, for sets that always list the right one first.
 - pair: {"right": P, "wrong": P}: two sentences in a keyed order, {first} and {second} in the template; the options
   are "sentence 1" and "sentence 2".
 
