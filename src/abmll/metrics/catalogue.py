@@ -1,0 +1,135 @@
+"""The metrics of a table by name: how each is computed for a cell, how it is resampled, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from abmll.metrics import weighted
+from abmll.metrics.accuracy import macro_f1
+from abmll.metrics.calibration import classwise_ece, ece
+from abmll.metrics.cells import Scored
+from abmll.metrics.inputs import FloatArray
+from abmll.metrics.noise_floor import classwise_ece_corrected, ece_corrected
+from abmll.metrics.ranking import aurc, auroc
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class CellMetric:
+    """A metric with a value for each (task, seed) cell, macro-averaged over tasks.
+
+    Attributes:
+        name: key in the tables.
+        better: which way is better; None for a number that ranks nothing.
+        bounds: its range.
+        value: cell -> value; NaN where undefined.
+        resampled: (cell, weights (R, n)) -> (R,) values.
+        corrected: cell -> value less its upward bias, for metrics that have one; the interval and the paired test
+            then speak of the corrected value.
+        fixed_labels: only for cells whose columns mean the same label in each row.
+    """
+
+    name: str
+    better: Better | None
+    bounds: tuple[float, float]
+    value: Callable[[Scored], float]
+    resampled: Callable[[Scored, FloatArray], FloatArray]
+    corrected: Callable[[Scored], float] | None = None
+    fixed_labels: bool = False
+
+    def applies(self, cell: Scored) -> bool:
+        """Has the metric a meaning for this cell?"""
+        return cell.cell.fixed_labels or not self.fixed_labels
+
+
+def cell_metrics(bins: int = 15, second_bins: int = 10) -> tuple[CellMetric, ...]:
+    """All metrics that have a value for one cell.
+
+    Args:
+        bins: bins of `task_ece` and `classwise_ece`.
+        second_bins: bins of `task_ece_<second_bins>`, for comparison with tables that use another number.
+    """
+    return (
+        _mean("accuracy", "higher", (0.0, 1.0), lambda c: c.correct),
+        _mean("nll", "lower", (0.0, np.inf), lambda c: c.nll),
+        _mean("brier", "lower", (0.0, 2.0), lambda c: c.brier),
+        _task_ece("task_ece", bins),
+        _task_ece(f"task_ece_{second_bins}", second_bins),
+        CellMetric(
+            "aurc",
+            "lower",
+            (0.0, 1.0),
+            lambda c: aurc(c.confidence, c.correct),
+            lambda c, W: weighted.weighted_aurc(c.confidence, c.correct, W),
+        ),
+        CellMetric(
+            "auroc",
+            "higher",
+            (0.0, 1.0),
+            _auroc,
+            lambda c, W: weighted.weighted_auroc(c.confidence, c.correct, W),
+        ),
+        CellMetric(
+            "macro_f1",
+            "higher",
+            (0.0, 1.0),
+            lambda c: macro_f1(c.probs, c.labels),
+            lambda c, W: weighted.weighted_macro_f1(c.predicted, c.labels, c.probs.shape[1], W),
+            fixed_labels=True,
+        ),
+        CellMetric(
+            "classwise_ece",
+            "lower",
+            (0.0, 1.0),
+            lambda c: classwise_ece(c.probs, c.labels, bins),
+            lambda c, W: weighted.weighted_classwise_ece(c.probs, c.labels, bins, W),
+            corrected=lambda c: classwise_ece_corrected(c.probs, c.labels, bins),
+            fixed_labels=True,
+        ),
+        _mean("ece_per_example", None, (0.0, 1.0), lambda c: np.abs(c.confidence - c.correct)),
+        _mean("entropy", None, (0.0, np.inf), lambda c: c.entropy),
+        _mean("mutual_information", None, (0.0, np.inf), _information),
+    )
+
+
+def _mean(
+    name: str, better: Better | None, bounds: tuple[float, float], column: Callable[[Scored], FloatArray]
+) -> CellMetric:
+    """A metric that is a plain mean over examples."""
+    return CellMetric(
+        name,
+        better,
+        bounds,
+        lambda c: float(column(c).mean()),
+        lambda c, W: weighted.weighted_mean(column(c), W),
+    )
+
+
+def _task_ece(name: str, bins: int) -> CellMetric:
+    return CellMetric(
+        name,
+        "lower",
+        (0.0, 1.0),
+        lambda c: ece(c.confidence, c.correct, bins),
+        lambda c, W: weighted.weighted_ece(c.confidence, c.correct, bins, W),
+        corrected=partial(_corrected, bins=bins),
+    )
+
+
+def _corrected(cell: Scored, bins: int) -> float:
+    return ece_corrected(cell.confidence, cell.correct, bins)
+
+
+def _auroc(cell: Scored) -> float:
+    value = auroc(cell.confidence, cell.correct)
+    return np.nan if value is None else value
+
+
+def _information(cell: Scored) -> FloatArray:
+    return np.full(len(cell), np.nan) if cell.mutual_information is None else cell.mutual_information
