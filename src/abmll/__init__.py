@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from abmll.adapter.register import register_lazily
+from abmll.register import register_lazily
 
 __version__ = "0.1.0"
 

@@ -24,7 +24,7 @@ class AbmllConfig(PeftConfig):  # type: ignore[misc]
     """
 
     r: int = field(default=8, metadata={"help": "Rank of every low-rank pair."})
-    lora_alpha: int = field(default=16, metadata={"help": "The update is scaled by lora_alpha / r."})
+    lora_alpha: float = field(default=16, metadata={"help": "The update is scaled by lora_alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input, in train mode."})
     target_modules: list[str] | str | None = field(
         default=None,

@@ -41,7 +41,7 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             setattr(self, part, nn.ModuleDict())
         self.lora_dropout = nn.ModuleDict()
         self.r: dict[str, int] = {}
-        self.lora_alpha: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self.latents: dict[str, Latent] = {}
         self.log_c: dict[str, float] = {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features
-from peft.utils import get_quantization_kwargs
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -52,6 +53,16 @@ class AbmllModel(BaseTuner):  # type: ignore[misc]
             )
         return super()._prepare_adapter_config(peft_config, model_config)  # type: ignore[no-any-return]
 
+    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """As PEFT does it; where no layer matches, the error names the layers that there are."""
+        try:
+            super().inject_adapter(model, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            linear = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+            raise UserError(
+                f"no layer to adapt: {error} The model's linear layers are called {', '.join(sorted(linear))}"
+            ) from error
+
     def _create_and_replace(
         self,
         abmll_config: AbmllConfig,
@@ -63,7 +74,8 @@ class AbmllModel(BaseTuner):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if None in _get_in_out_features(base):
+        quantization = get_quantization_kwargs(self)
+        if not isinstance(base, nn.Linear | Conv1D) and resolve_quantization_backend(base, **quantization) is None:
             raise UserError(
                 f"target module {current_key!r} is a {type(base).__name__}; "
                 "nn.Linear, Conv1D and their quantised versions can be adapted: narrow target_modules"
@@ -76,7 +88,7 @@ class AbmllModel(BaseTuner):  # type: ignore[misc]
         if isinstance(target, AbmllLayer):
             target.update_layer(adapter_name, abmll_config)
             return
-        layer = AbmllLayer(target, current_key, adapter_name, abmll_config, **get_quantization_kwargs(self))
+        layer = AbmllLayer(target, current_key, adapter_name, abmll_config, **quantization)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)

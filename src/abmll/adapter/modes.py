@@ -1,6 +1,6 @@
 """What an adapted layer does in a forward pass: an immutable value in a ContextVar, never a flag on the layer.
 
-    with modes.use(model, modes.Sample(key=7), tokens):
+    with modes.use(model, modes.Sample(key=7)), modes.with_tokens(tokens):
         model(...)
 
 A mode says which adapter answers and how (mean, one posterior draw, variational inference against a prior, factors
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from abmll import noise
+from abmll.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
@@ -216,35 +217,45 @@ def current() -> State:
     return _STATE.get()
 
 
-@contextmanager
-def _set(state: State) -> Iterator[None]:
-    token = _STATE.set(state)
-    try:
-        yield
-    finally:
-        _STATE.reset(token)
+class _Set(AbstractContextManager[None]):
+    """Puts a state in force. It can be entered again: a graph that is kept recomputes its blocks at every backward."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.tokens: list[Token[State]] = []
+
+    def __enter__(self) -> None:
+        self.tokens.append(_STATE.set(self.state))
+
+    def __exit__(self, *_: object) -> None:
+        _STATE.reset(self.tokens.pop())
 
 
 @contextmanager
 def use(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """Run `model` in `mode` inside the block. requires_grad is set on entry and stays: backward may come later."""
+    """Run `model` in `mode` inside the block. requires_grad is set on entry and stays: backward may come later.
+
+    Raises UserError where the mode names an adapter or a layer that the model does not have, or where gradient
+    checkpointing would recompute blocks outside the mode.
+    """
     from abmll.adapter.layer import adapted_layers  # the layer imports this module
 
-    sampling = isinstance(mode, Sample | Variational)
-    for layer in adapted_layers(model).values():
+    layers = adapted_layers(model)
+    _check_names(layers, mode)
+    if mode != Mean() and torch.is_grad_enabled():  # outside its mode a block would be recomputed as Mean()
+        _check_checkpointing(model)
+    for layer in layers.values():
         for name in layer.latents:
             if (trains := mode.trains(name)) is not None:
                 for parameter in layer.parameters_of(name):
                     parameter.requires_grad_(trains)
-    if sampling and torch.is_grad_enabled():
-        _check_checkpointing(model)
-    with _set(State(mode, None)):
+    with _Set(State(mode, None)):
         yield
 
 
 def with_tokens(tokens: Tokens) -> AbstractContextManager[None]:
     """Name the positions of the coming forward pass; the scorer does this around each call of the model."""
-    return _set(replace(current(), tokens=tokens))
+    return _Set(replace(current(), tokens=tokens))
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -252,7 +263,18 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
     state = current()
     if isinstance(state.mode, Variational):
         state = replace(state, mode=replace(state.mode, sink=_NullSink()))
-    return nullcontext(), _set(state)
+    return nullcontext(), _Set(state)
+
+
+def _check_names(layers: Mapping[str, AbmllLayer], mode: Mode) -> None:
+    """Refuse names that nothing bears: such a mode would run the base model alone, silently."""
+    adapters = {name for layer in layers.values() for name in layer.latents}
+    for word in ("adapter", "posterior", "prior"):
+        if (name := getattr(mode, word, None)) is not None and name not in adapters:
+            raise unknown("ABMLL adapter", name, adapters)
+    for name in mode.factors if isinstance(mode, WithFactors) else ():
+        if name not in layers:
+            raise unknown("adapted layer", name, layers)
 
 
 def _check_checkpointing(model: nn.Module) -> None:
@@ -261,7 +283,7 @@ def _check_checkpointing(model: nn.Module) -> None:
         if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
             keywords = getattr(module._gradient_checkpointing_func, "keywords", {})
             if keywords.get("use_reentrant", True) or keywords.get("context_fn") is not checkpoint_contexts:
-                raise ValueError(
+                raise UserError(
                     "gradient checkpointing was enabled before the adapter was added, or as reentrant; call "
                     "peft_model.gradient_checkpointing_enable() (use_reentrant=False) on the adapted model instead"
                 )

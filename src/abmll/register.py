@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
@@ -30,38 +30,41 @@ def register() -> None:
         register_peft_method(name="abmll", config_cls=AbmllConfig, model_cls=AbmllModel, prefix="abmll_")
 
 
-class _AfterPeft(Loader):
+class _ThenRegister(Loader):
     """Loads PEFT as its own loader does, then registers."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
         self.loader = loader
+        self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """As the real loader does."""
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run PEFT's own `__init__`, then register with it."""
-        self.loader.exec_module(module)
+        """Run PEFT's own `__init__`, its real loader back in place, then register with it and leave no trace."""
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
         register()
 
 
 class _PeftFinder(MetaPathFinder):
-    """Waits for `import peft`, and gets out of the way."""
+    """Waits for `import peft`. It stays until PEFT is loaded: `find_spec` alone, "is PEFT installed?", is no import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of PEFT with the loader wrapped; None for every other module."""
+        """The spec of PEFT as the other finders give it, its loader wrapped; None for every other module."""
         if fullname != "peft":
             return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path)
+        others = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
+        spec = next((found for find in others if (found := find(fullname, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _AfterPeft(spec.loader)
+            spec.loader = _ThenRegister(spec.loader, self)
         return spec
 
 
