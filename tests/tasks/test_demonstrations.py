@@ -31,7 +31,9 @@ def test_never_the_query_itself():
         assert query not in shown
         assert len(shown) == 11
     unlabelled = Example("row 0", LABELS[::-1])
-    assert "row 0" not in {example.input for example in choose_demonstrations(POOL, unlabelled, k=12, seed=0, task_name="t")}
+    assert "row 0" not in {
+        example.input for example in choose_demonstrations(POOL, unlabelled, k=12, seed=0, task_name="t")
+    }
 
 
 def test_keyed_by_seed_and_task_not_by_pool_order():

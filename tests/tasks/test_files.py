@@ -94,7 +94,10 @@ GOOD = json.dumps(ROWS[0])
         ('{"input": "a", "options": {"x": 1, "y": 2}, "output": "x"}', r"row 1: options .* is not a list"),
         ('{"input": "a", "options": [1, 2], "output": 1}', r"row 1: option 1 is int, not text; put it in quotes"),
         ('{"input": 5, "options": ["x", "y"], "output": "x"}', r"row 1: input 5 is int, not text"),
-        (GOOD + "\n" + GOOD.replace("weather", "other"), r"holds 2 tasks \('other' and 'weather' \.\.\.\); .* split it"),
+        (
+            GOOD + "\n" + GOOD.replace("weather", "other"),
+            r"holds 2 tasks \('other' and 'weather' \.\.\.\); .* split it",
+        ),
     ],
 )
 def test_every_mistake_is_one_line_with_file_row_and_remedy(tmp_path, text, message):

@@ -167,7 +167,9 @@ def test_validation_refusals():
 
 def test_suite_hash_follows_the_data_and_nothing_else():
     suite = suite_of(3)
-    same = Suite("renamed", train=tuple(Task(t.name, t.examples, "family", {"a": 1}) for t in suite.train), test=suite.test)
+    same = Suite(
+        "renamed", train=tuple(Task(t.name, t.examples, "family", {"a": 1}) for t in suite.train), test=suite.test
+    )
     assert suite_hash(suite) == suite_hash(same)
     assert len(suite_hash(suite)) == 16
     others = [
