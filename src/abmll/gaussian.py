@@ -8,6 +8,7 @@ bfloat16 has a spacing of 0.125 near the published start l = -20.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,14 +32,47 @@ def sample(m: Tensor, l: Tensor, eps: Tensor) -> Tensor:
     return m + torch.exp(0.5 * l) * eps
 
 
+class _Expm1Minus(torch.autograd.Function):
+    """f(d) = e^d - 1 - d and its derivative e^d - 1, each to a relative error of a few units in the sixth digit.
+
+    Both cancel near 0 when they are written out: in float32 at d = 1e-6, expm1(d) - d is wrong by up to a tenth, and
+    automatic differentiation makes its derivative (expm1(d) + 1) - 1. Adam magnifies what is left of it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(d: Tensor) -> Tensor:
+        terms = 5 if d.dtype == torch.float32 else 9  # below |d| = 0.1 the rest is beyond the dtype's last digit
+        one = torch.ones((), dtype=d.dtype, device=d.device)
+        series = one
+        for k in range(terms + 2, 2, -1):  # d^2 / 2 (1 + d/3 (1 + d/4 (1 + ...)))
+            series = torch.addcmul(one, series, d, value=1.0 / k)
+        return torch.where(d.abs() < 0.1, series * d.square() * 0.5, torch.expm1(d) - d)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (d,) = ctx.saved_tensors
+        return grad * torch.expm1(d)
+
+
+def expm1_minus(d: Tensor) -> Tensor:
+    """e^d - 1 - d per element, accurate near 0, its gradient as well."""
+    result: Tensor = _Expm1Minus.apply(d)  # type: ignore[no-untyped-call]
+    return result
+
+
 def kl(m_q: Tensor, l_q: Tensor, m_p: Tensor, l_p: Tensor) -> Tensor:
     """KL(N(m_q, e^l_q) || N(m_p, e^l_p)) per element, in nats; exactly 0 where the two are equal.
 
-    Written as 1/2 [expm1(d) - d + (m_q - m_p)^2 e^-l_p] with d = l_q - l_p. The textbook form e^d - 1 - d loses all its
-    digits in float32 when d is small, which is where training starts.
+    1/2 [(e^d - 1 - d) + (m_q - m_p)^2 e^-l_p] with d = l_q - l_p, accurate in value and gradient where d is small,
+    which is where training starts.
     """
-    d = l_q - l_p
-    return 0.5 * (torch.expm1(d) - d + (m_q - m_p).square() * exp_neg(l_p))
+    return 0.5 * (expm1_minus(l_q - l_p) + (m_q - m_p).square() * exp_neg(l_p))
 
 
 def kl_sampled(z: Tensor, m_q: Tensor, l_q: Tensor, m_p: Tensor, l_p: Tensor) -> Tensor:
