@@ -1,0 +1,117 @@
+"""ABMLL: each task's posterior is a few steps from the prior; the prior is pulled to what the tasks needed.
+
+    phi <- theta
+    K times:   INNER step on phi    of  NLL + beta KL(q_phi || p_theta)
+    once:      OUTER step on theta  of  beta KL(q_phi || p_theta) - (gamma / T) log p(theta)
+
+Source: Zhang, Snell, Griffiths, arXiv 2508.14285 (method sections 2 and 3). First order: nothing is differentiated
+through the inner steps, and one working adapter serves all tasks.
+"""
+
+from __future__ import annotations
+
+from abmll.adapter import modes, state
+from abmll.errors import UserError
+from abmll.hashing import stable_hash
+from abmll.meta.base import Info, MetaLearner
+from abmll.meta.episodes import Episode
+from abmll.posterior.objective import Terms, adamw, descend, kl_share, terms
+
+
+class Abmll(MetaLearner):
+    """The paper's method, every choice of `method.md` section 3 a setting."""
+
+    name = "abmll"
+    uses = frozenset(
+        {
+            *("inner_lr", "outer_lr", "beta", "gamma", "outer_batch", "tasks_per_step", "reset_inner"),
+            *("kl", "draw", "scope", "rate"),
+        }
+    )
+
+    @property
+    def steps(self) -> int:
+        """Outer steps: episodes / tasks_per_step, rounded up."""
+        return -(-self.config.episodes // self.config.tasks_per_step)
+
+    def init(self) -> None:
+        """The working adapter phi, and AdamW over each of the two adapters."""
+        latent = state.latent_of(self.model)
+        if not latent.has_variance:
+            raise UserError(
+                f"meta-learner 'abmll' needs an adapter with a variance, but its latent is {latent.name!r}; "
+                "use latent 'output' or 'factor'"
+            )
+        state.ensure_task_adapter(self.model)
+        self.optimizers["outer"] = adamw(state.parameters(self.model, state.PRIOR), self.config.outer_lr)
+        self._reset_inner()
+
+    def _reset_inner(self) -> None:
+        self.optimizers["inner"] = adamw(state.parameters(self.model, state.TASK), self.config.inner_lr)
+
+    def step(self, index: int) -> Info:
+        """`tasks_per_step` episodes and one step on theta, on the mean of their gradients."""
+        c = self.config
+        fresh = int(c.outer_batch == "fresh" and state.latent_of(self.model).uses_inputs)
+        nll, count, tokens = 0.0, 0, 0
+        kl = hyperprior = 0.0
+        outer_loss = None
+        for i in range(index * c.tasks_per_step, (index + 1) * c.tasks_per_step):
+            episode = self.episodes(i, c.inner_steps + fresh)
+            inner, read = self._inner(episode)
+            outer, outer_read = self._outer(episode)
+            loss = c.beta * outer.kl - self._gamma / len(self.episodes) * outer.hyperprior
+            loss = loss / c.tasks_per_step
+            outer_loss = loss if outer_loss is None else outer_loss + loss
+            nll += sum(t.nll.item() for t in inner)
+            count += sum(t.n for t in inner)
+            tokens += read + outer_read
+            kl, hyperprior = inner[-1].kl.item(), outer.hyperprior.item()
+        assert outer_loss is not None  # tasks_per_step is at least 1
+        self.model.zero_grad(set_to_none=True)
+        descend(outer_loss, self.optimizers["outer"], f"outer step {index}")
+        passes = c.tasks_per_step * (c.inner_steps + int(state.latent_of(self.model).uses_inputs))
+        return Info(episode.task, nll / count, kl, hyperprior, tokens, passes)
+
+    @property
+    def _gamma(self) -> float:
+        return self.config.beta if self.config.gamma is None else self.config.gamma
+
+    def _mode(self, episode: Episode, step: int, update: str) -> modes.Variational:
+        return modes.Variational(
+            stable_hash("meta noise", episode.key, step, update),
+            posterior=state.TASK,
+            prior=state.PRIOR,
+            update="prior" if update == "prior" else "posterior",
+            scope=self.config.scope,
+            kl=self.config.kl,
+            draw=self.config.draw,
+            rate=self.config.rate,
+        )
+
+    def _inner(self, episode: Episode) -> tuple[list[Terms], int]:
+        """Phi <- theta, then K steps on phi. Returns each step's terms and the tokens read."""
+        c = self.config
+        state.copy_adapter(self.model, state.PRIOR, state.TASK)
+        if c.reset_inner:
+            self._reset_inner()
+        done, tokens = [], 0
+        n = sum(len(b) for b in episode.batches[: c.inner_steps])
+        for k, examples in enumerate(episode.batches[: c.inner_steps]):
+            batch = self.scorer.collate(episode.task, examples)
+            t = terms(self.model, self.scorer, batch, self._mode(episode, k, "posterior"))
+            share = kl_share(self.model, len(examples), n)
+            descend(t.nll + c.beta * share * t.kl, self.optimizers["inner"], f"inner step {k} on task {episode.task!r}")
+            done.append(Terms(t.nll.detach(), t.kl.detach(), t.hyperprior, t.n))
+            tokens += batch.n_tokens
+        return done, tokens
+
+    def _outer(self, episode: Episode) -> tuple[Terms, int]:
+        """KL and hyperprior with a graph to theta alone. `factor` needs no batch for them."""
+        mode = self._mode(episode, self.config.inner_steps, "prior")
+        if not state.latent_of(self.model).uses_inputs:
+            with modes.use(self.model, mode):
+                kl, hyperprior = state.totals(self.model, mode)
+            return Terms(kl.detach(), kl, hyperprior, 0), 0
+        batch = self.scorer.collate(episode.task, episode.batches[-1])
+        return terms(self.model, self.scorer, batch, mode), batch.n_tokens

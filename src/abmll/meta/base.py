@@ -1,0 +1,93 @@
+"""The contract of a meta-learner: how a starting point, or a prior, is learned from many tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from abmll.adapter import state
+from abmll.meta.config import MetaConfig
+from abmll.meta.episodes import Episodes
+from abmll.scoring import Scorer
+from abmll.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a step reports.
+
+    Attributes:
+        task: the last task seen.
+        nll: nats per answer, mean over the step's gradient batches.
+        kl: KL(posterior || prior) of the last inner batch, in nats (0 for point learners).
+        hyperprior: log hyperprior of the outer batch, in nats (0 for point learners).
+        tokens: real tokens read by forward passes.
+        passes: forward passes (of which inner ones also went backward).
+    """
+
+    task: str
+    nll: float
+    kl: float
+    hyperprior: float
+    tokens: int
+    passes: int
+
+
+class MetaLearner(ABC):
+    """Learns theta, the model's default adapter, episode by episode.
+
+    Everything random is keyed by (seed, episode, task name), so `step(i)` needs nothing from earlier steps but theta
+    and the optimisers, which `state_dict` holds.
+    """
+
+    name: ClassVar[str]
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Settings of MetaConfig that this learner reads beside the common ones."""
+
+    def __init__(self, model: Any, scorer: Scorer[Any], tasks: Sequence[Task], config: MetaConfig, seed: int) -> None:
+        config.refuse_unused(self.uses)
+        self.model = model
+        self.scorer = scorer
+        self.config = config
+        self.seed = seed
+        self.episodes = Episodes(tasks, config, seed)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.init()
+
+    @property
+    def steps(self) -> int:
+        """How many steps make the configured number of episodes."""
+        return self.config.episodes
+
+    @abstractmethod
+    def init(self) -> None:
+        """Make the adapters and optimisers; theta is left as it is."""
+
+    @abstractmethod
+    def step(self, index: int) -> Info:
+        """Step number `index`, from 0."""
+
+    def prior(self) -> None:
+        """Finish: theta, the default adapter, is the prior; the working adapter is taken out of the model."""
+        state.remove_task_adapter(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs: both adapters and the optimisers."""
+        return {
+            "adapters": {name: state.read(self.model, name) for name in self._adapters()},
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        for name, tensors in saved["adapters"].items():
+            state.write(self.model, name, tensors)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][name])
+
+    def _adapters(self) -> list[str]:
+        return [name for name in (state.PRIOR, state.TASK) if name in self.model.peft_config]

@@ -1,0 +1,78 @@
+"""How the prior is learned, as settings (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from abmll.errors import UserError, unknown
+
+META = ("none", "abmll", "reptile", "multitask", "sequential")
+
+
+@dataclass(frozen=True, slots=True)
+class MetaConfig:
+    """Settings of meta-training. A setting that the chosen learner does not use must stay at its default.
+
+    Attributes:
+        name: `none`, `abmll`, `reptile`, `multitask` (shuffled union of the tasks) or `sequential` (task after task).
+        episodes: how many episodes (one task each); for `abmll`, outer steps x tasks_per_step.
+        inner_steps: K, gradient steps on a task in an episode. The LoRA learners take K + 1 a task: equal work.
+        batch_size: examples of a step.
+        inner_lr: AdamW's rate on phi (the only rate of `multitask` and `sequential`).
+        outer_lr: `abmll`: AdamW's rate on theta, which takes one step where phi takes K.
+        beta: `abmll`: weight of the KL.
+        gamma: `abmll`: weight of the hyperprior, divided by the number of tasks; None: as beta.
+        outer_batch: `abmll`: theta's step sees a `fresh` batch, or the `last` inner one again (reference code).
+        tasks_per_step: `abmll`: tasks whose gradients one outer step averages.
+        reset_inner: forget phi's Adam moments at the start of every episode.
+        order: tasks in `shuffled` passes, or in their `fixed` order (reference code).
+        kl: `abmll`: the closed form, or the one-sample estimate (reference code).
+        draw: `abmll`: inner steps on draws of the posterior; False: on its mean.
+        scope: `abmll`, latent `output`: noise per token, sequence or batch.
+        examples_per_task: use only so many examples of each train task (drawn by seed); None: all.
+        step_size: `reptile`: first step towards the adapted weights; falls linearly to 0.
+        rate: `abmll`: rate b0 of the Gamma hyperprior on the precision.
+    """
+
+    name: Literal["none", "abmll", "reptile", "multitask", "sequential"] = "abmll"
+    episodes: int = 300
+    inner_steps: int = 5
+    batch_size: int = 8
+    inner_lr: float = 2e-4
+    outer_lr: float = 1e-3
+    beta: float = 1e-8
+    gamma: float | None = None
+    outer_batch: Literal["fresh", "last"] = "fresh"
+    tasks_per_step: int = 1
+    reset_inner: bool = False
+    order: Literal["shuffled", "fixed"] = "shuffled"
+    kl: Literal["closed", "sampled"] = "closed"
+    draw: bool = True
+    scope: Literal["token", "sequence", "batch"] = "token"
+    examples_per_task: int | None = None
+    step_size: float = 0.5
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.name not in META:
+            raise unknown("meta-learner", self.name, META)
+        for name, least in (("episodes", 0), ("inner_steps", 1), ("batch_size", 1), ("tasks_per_step", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"meta-training's {name} = {getattr(self, name)}; at least {least} is needed")
+        for name in ("inner_lr", "outer_lr", "step_size", "rate"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"meta-training's {name} = {getattr(self, name)}; a positive number is needed")
+        if self.beta < 0 or (self.gamma is not None and self.gamma < 0):
+            raise UserError(f"beta = {self.beta} and gamma = {self.gamma}; they must not be negative")
+
+    def refuse_unused(self, used: Collection[str]) -> None:
+        """UserError for a setting that was changed although the learner does not use it."""
+        common = {"name", "episodes", "inner_steps", "batch_size", "order", "examples_per_task"}
+        for field in fields(self):
+            if field.name not in common | set(used) and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"{field.name} = {getattr(self, field.name)!r} has no meaning for meta-learner "
+                    f"{self.name!r}; leave it out"
+                )

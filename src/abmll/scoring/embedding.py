@@ -1,0 +1,79 @@
+"""`embedding`: an encoder compares the input with each option: logits are 20 times the cosine of their embeddings.
+
+The input's text alone against the option's text alone: no instruction, no task name, no list of choices. The embedding
+is the mean of the last hidden states over real tokens, normalised, as sentence encoders are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, task_names
+from abmll.scoring.encoding import Segment, Sequences, pad
+from abmll.tasks.task import Example
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingBatch(Batch):
+    """Inputs (n rows), the batch's distinct option texts, and which of them each option is, (n, C)."""
+
+    inputs: Sequences
+    options: Sequences
+    option_index: Tensor
+
+
+class Embedding(Scorer[EmbeddingBatch]):
+    """For encoders: BERT-like models whose `last_hidden_state` makes a sentence embedding."""
+
+    name = "embedding"
+
+    def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
+        super().__init__(tokenizer, config, device)
+        self._cache: dict[str, tuple[Segment, bool]] = {}
+
+    def encode(self, task: str, text: str) -> Segment:
+        """The text's tokens with the encoder's special tokens; cached."""
+        if text not in self._cache:
+            ids = self.tokenizer(text, truncation=True, max_length=self.config.max_length).input_ids
+            whole = self.tokenizer(text).input_ids if len(ids) == self.config.max_length else ids
+            self._cache[text] = (Segment.of(ids), len(whole) > len(ids))
+        segment, cut = self._cache[text]
+        if cut:
+            self.truncated.add((task, text))
+        return segment
+
+    def _pad(self, segments: Sequence[Segment]) -> Sequences:
+        rows = [[s] for s in segments]
+        padding = self.config.count_padding
+        return pad(rows, self.pad_id, left=False, count_padding=padding, device=self.device)
+
+    def collate(self, task: str | Sequence[str], examples: Sequence[Example]) -> EmbeddingBatch:
+        """Each distinct option text is encoded once."""
+        named = list(zip(task_names(task, examples), examples, strict=True))
+        inputs = self._pad([self.encode(t, e.input) for t, e in named])
+        texts = {o: t for t, e in named for o in e.options}  # each text once, in order
+        distinct = {o: i for i, o in enumerate(texts)}
+        options = self._pad([self.encode(t, o) for o, t in texts.items()])
+        labels, mask = labels_and_mask(examples, self.device)
+        index = torch.zeros(mask.shape, dtype=torch.int64)
+        for i, example in enumerate(examples):
+            index[i, : len(example.options)] = torch.tensor([distinct[o] for o in example.options])
+        n_tokens = inputs.real_tokens + options.real_tokens
+        return EmbeddingBatch(labels, mask, n_tokens, inputs, options, index.to(self.device))
+
+    def embed(self, model: Any, texts: Sequences) -> Tensor:
+        """Unit-length sentence embeddings, float32 (rows, width)."""
+        hidden = call(model, texts).last_hidden_state.float()  # (rows, tokens, width)
+        weight = texts.attention_mask[..., None].to(hidden.dtype)
+        return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+
+    def option_log_probs(self, model: Any, batch: EmbeddingBatch) -> Tensor:
+        """Softmax of scale x cosine over the item's own options."""
+        cosine = self.embed(model, batch.inputs) @ self.embed(model, batch.options).T  # (n, distinct options)
+        return normalise(self.config.scale * cosine.gather(1, batch.option_index), batch.option_mask)

@@ -1,0 +1,92 @@
+"""`options`: a decoder's likelihood of each option's text after the question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, task_names
+from abmll.scoring.encoding import Segment, Sequences, pad
+from abmll.scoring.shorten import shorten
+from abmll.tasks.prompts import option_continuation, question_prompt
+from abmll.tasks.task import Example
+
+
+@dataclass(frozen=True, slots=True)
+class OptionsBatch(Batch):
+    """One row for each (example, option): the rows, each row's (example, option) cell, its number of option tokens."""
+
+    rows: Sequences
+    cells: tuple[Tensor, Tensor]
+    lengths: Tensor
+
+
+class Options(Scorer[OptionsBatch]):
+    """Softmax over the options of their summed (or, `per_token`, mean) token log-likelihoods; the loss is its NLL."""
+
+    name = "options"
+
+    def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
+        super().__init__(tokenizer, config, device)
+        self._cache: dict[tuple[str, Example], tuple[tuple[Segment, Segment], ...]] = {}
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text).input_ids
+        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def encode(self, task: str, example: Example) -> tuple[tuple[Segment, Segment], ...]:
+        """(prompt, option) segments of every option; cached."""
+        key = (task, Example(example.input, example.options))
+        if key not in self._cache:
+            prompt = self._ids(question_prompt(task, example))
+            answers = [
+                self.tokenizer(option_continuation(o), add_special_tokens=False).input_ids for o in example.options
+            ]
+            room = self.config.max_length - max(len(a) for a in answers)
+            if len(prompt) > room:
+                self.truncated.add((task, example.input))
+                room = max(room, 1)
+                prompt = shorten(self.tokenizer, example, lambda e: self._ids(question_prompt(task, e)), room)
+            first = Segment.of(prompt)
+            most = self.config.max_length - len(prompt)
+            self._cache[key] = tuple((first, Segment.of(a[:most], after=first)) for a in answers)
+        return self._cache[key]
+
+    def collate(self, task: str | Sequence[str], examples: Sequence[Example]) -> OptionsBatch:
+        """Left-padded rows: an option's tokens stand in the last columns."""
+        encoded = [self.encode(t, e) for t, e in zip(task_names(task, examples), examples, strict=True)]
+        rows = pad(
+            [pair for pairs in encoded for pair in pairs],
+            self.pad_id,
+            left=True,
+            count_padding=self.config.count_padding,
+            device=self.device,
+        )
+        where = [(i, c) for i, pairs in enumerate(encoded) for c in range(len(pairs))]
+        cells = tuple(torch.tensor(w, device=self.device) for w in zip(*where, strict=True))
+        lengths = torch.tensor([len(option.ids) for pairs in encoded for _, option in pairs], device=self.device)
+        labels, mask = labels_and_mask(examples, self.device)
+        return OptionsBatch(labels, mask, rows.real_tokens, rows, (cells[0], cells[1]), lengths)
+
+    def log_likelihoods(self, model: Any, batch: OptionsBatch) -> Tensor:
+        """Summed log-likelihood of each option's tokens in nats, float32 (n, C); 0 where masked."""
+        keep = int(batch.lengths.max()) + 1
+        logits = call(model, batch.rows, logits_to_keep=keep).logits[:, :-1].float()  # (R, keep - 1, V)
+        targets = batch.rows.input_ids[:, 1 - keep :]  # (R, keep - 1)
+        real = torch.arange(keep - 1, 0, -1, device=self.device)[None, :] <= batch.lengths[:, None]
+        each = -F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (R, keep - 1)
+        summed = torch.zeros(batch.option_mask.shape, device=self.device)
+        return summed.index_put(batch.cells, (each * real).sum(-1))
+
+    def option_log_probs(self, model: Any, batch: OptionsBatch) -> Tensor:
+        """Softmax of the (per-token) log-likelihoods over the item's own options."""
+        scores = self.log_likelihoods(model, batch)
+        if self.config.per_token:
+            lengths = torch.ones(batch.option_mask.shape, device=self.device)
+            scores = scores / lengths.index_put(batch.cells, batch.lengths.float())
+        return normalise(scores, batch.option_mask)
