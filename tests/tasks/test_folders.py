@@ -140,7 +140,8 @@ def test_nothing_heavy_is_imported(tmp_path):
     code = (
         "import sys; from abmll.tasks import load_suite, check; from abmll.tasks.hub import fetch_suite;"
         f"check(load_suite({str(tmp_path)!r}));"
-        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ def draws(draw):
     calibration = draw(st.integers(0, shots))
     query = draw(st.one_of(st.none(), st.integers(0, 40)))
     seed = draw(st.integers(0, 5))
-    return task_of(outputs), dict(shots=shots, calibration=calibration, query=query, seed=seed)
+    return task_of(outputs), {"shots": shots, "calibration": calibration, "query": query, "seed": seed}
 
 
 @given(draws())
@@ -137,7 +137,7 @@ def test_validation_is_taken_from_train_alone(n_train, seed, fraction):
     split = hold_out_validation(suite, fraction, seed=seed)
     assert split.test == suite.test
     assert len(split.validation) == min(max(1, round(fraction * n_train)), n_train - 1)
-    assert set(t.name for t in split.train) | set(t.name for t in split.validation) == {t.name for t in suite.train}
+    assert {t.name for t in (*split.train, *split.validation)} == {t.name for t in suite.train}
     order = [task.name for task in suite.train]
     for part in (split.train, split.validation):
         assert [t.name for t in part] == sorted((t.name for t in part), key=order.index)
@@ -159,7 +159,7 @@ def test_validation_ranks_tasks_independently_of_the_others():
 def test_validation_refusals():
     with pytest.raises(UserError, match="1 train task"):
         hold_out_validation(suite_of(1), seed=0)
-    with pytest.raises(UserError, match="fraction 1.5"):
+    with pytest.raises(UserError, match=r"fraction 1\.5"):
         hold_out_validation(suite_of(4), 1.5, seed=0)
     split = hold_out_validation(suite_of(4), seed=0)
     assert hold_out_validation(split, seed=1) is split
