@@ -1,0 +1,170 @@
+"""All settings of a run in one typed tree: the Python API, the YAML file and the command line read the same object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from hashlib import sha256
+from typing import Any, Literal, TypeVar
+
+from abmll.errors import UserError, unknown
+from abmll.meta.config import MetaConfig
+from abmll.posterior.config import PosteriorConfig
+from abmll.scoring.config import ScoringConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which base model, and how it is loaded.
+
+    Attributes:
+        name: `mini` (the embedded one), a local folder, or a hub id.
+        revision: of a hub model.
+        dtype: of the frozen base model (`auto`: float32 on a CPU, bfloat16 elsewhere); adapters are always float32.
+        device: `auto`: the accelerator if there is one.
+        quantize: load the base model in 4 or 8 bit (bitsandbytes).
+        gradient_checkpointing: recompute activations in backward.
+    """
+
+    name: str = "mini"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    quantize: Literal["none", "4bit", "8bit"] = "none"
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """The adapter's settings; see `AbmllConfig`, which they become.
+
+    Attributes:
+        latent: where the Gaussian lives: `output`, `factor`, or `point` for none.
+        r: rank.
+        lora_alpha: the update is scaled by lora_alpha / r.
+        target_modules: names or regex of the layers to adapt; None: the architecture's default.
+        log_variance: start of the log-variance; None: the latent's own.
+        learn_log_c: `output`: learn log c, one scalar a layer.
+        b_variance: `factor`: prior variance v_B of the point factor B.
+    """
+
+    latent: Literal["output", "factor", "point"] = "output"
+    r: int = 8
+    lora_alpha: int = 16
+    target_modules: list[str] | str | None = None
+    log_variance: float | None = None
+    learn_log_c: bool = False
+    b_variance: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run: a start learned by `meta` from a suite's train tasks, and a `posterior` fitted on each new task.
+
+    Attributes:
+        model: the base model.
+        adapter: the adapter on it.
+        scoring: how the model answers.
+        meta: how the start is learned.
+        posterior: how a task's posterior is fitted from it.
+        seed: of everything random.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    seed: int = 0
+
+    def hash(self) -> str:
+        """A short fingerprint of all settings."""
+        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def merge(config: T, changes: Mapping[str, Any]) -> T:
+    """`config` with nested changes, {"meta": {"beta": 1e-6}}; UserError for a key that does not exist."""
+    updates: dict[str, Any] = {}
+    known = [f.name for f in fields(config)]  # type: ignore[arg-type]
+    for key, value in changes.items():
+        if key not in known:
+            raise unknown("config key", key, known)
+        old = getattr(config, key)
+        updates[key] = merge(old, value) if is_dataclass(old) and isinstance(value, Mapping) else value
+    return replace(config, **updates)  # type: ignore[type-var]
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The RunConfig that `asdict` wrote; UserError for unknown keys."""
+    return merge(RunConfig(), values)
+
+
+# Published systems as points of the grid meta x posterior (x latent). Rates and variances of `abmll` are those that
+# validation tasks chose (benchmarks/results); `paper` is the reference code's column of method section 3.
+PRESETS: dict[str, dict[str, Any]] = {
+    "pretrained": {"adapter": {"latent": "point"}, "meta": {"name": "none"}, "posterior": {"name": "none"}},
+    "pretrained-adapted": {"adapter": {"latent": "point"}, "meta": {"name": "none"}, "posterior": {"name": "point"}},
+    "lora": {"adapter": {"latent": "point"}, "meta": {"name": "multitask"}, "posterior": {"name": "point"}},
+    "structured-lora": {"adapter": {"latent": "point"}, "meta": {"name": "sequential"}, "posterior": {"name": "point"}},
+    "reptile": {"adapter": {"latent": "point"}, "meta": {"name": "reptile"}, "posterior": {"name": "point"}},
+    "abmll": {
+        "adapter": {"latent": "output", "log_variance": -8.0},
+        "meta": {"name": "abmll", "beta": 1.6e-3},
+        "posterior": {"name": "variational", "beta": 1.6e-3, "samples": 10},
+    },
+    "abmll-factor": {
+        "adapter": {"latent": "factor"},
+        "meta": {"name": "abmll", "beta": 1.0},
+        "posterior": {"name": "variational", "beta": 1.0, "samples": 10},
+    },
+    "paper": {
+        "model": {"dtype": "bfloat16", "gradient_checkpointing": True},
+        "adapter": {"latent": "output", "log_variance": -20.0},
+        "scoring": {
+            "name": "letters",
+            "max_length": 1500,
+            "full_vocabulary": True,
+            "header_tokens": True,
+            "count_padding": True,
+        },
+        "meta": {
+            "name": "abmll",
+            "inner_steps": 5,
+            "batch_size": 2,
+            "inner_lr": 1e-5,
+            "outer_lr": 5e-5,
+            "beta": 1e-8,
+            "outer_batch": "last",
+            "order": "fixed",
+            "kl": "sampled",
+        },
+        "posterior": {
+            "name": "variational",
+            "steps": 5,
+            "batch_size": 2,
+            "lr": 1e-5,
+            "beta": 1e-8,
+            "adapt_kl": False,
+            "samples": 0,
+        },
+    },
+}
+
+
+def preset(name: str, base: RunConfig | None = None) -> RunConfig:
+    """The named preset's settings over `base`; UserError for an unknown name."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return merge(RunConfig() if base is None else base, PRESETS[name])
+
+
+def check(config: RunConfig) -> None:
+    """UserError for combinations that cannot work, before anything is loaded."""
+    needs_variance = [n for n in ("abmll", "variational") if n in (config.meta.name, config.posterior.name)]
+    if needs_variance and config.adapter.latent == "point":
+        raise UserError(
+            f"{needs_variance[0]!r} needs a variance, but adapter.latent is 'point'; use 'output' or 'factor'"
+        )

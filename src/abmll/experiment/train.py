@@ -1,0 +1,123 @@
+"""The loop around a meta-learner: progress, metrics.jsonl, checkpoints, and a resume that is bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from abmll.meta import Info, MetaLearner
+from abmll.posterior import NonFiniteLossError
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What an observer of the loop sees after every step.
+
+    Attributes:
+        step, steps: steps done, of how many.
+        info: what the step reported.
+        seconds: spent in steps, those before a resume included.
+        tokens: read so far.
+    """
+
+    step: int
+    steps: int
+    info: Info
+    seconds: float
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens read a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """At the rate so far."""
+        return self.seconds / self.step * (self.steps - self.step)
+
+
+Observer = Callable[[Progress], None]
+
+
+def train(
+    learner: MetaLearner,
+    output: Path | None = None,
+    *,
+    save_every: int = 50,
+    resume: bool = False,
+    observers: tuple[Observer, ...] = (),
+) -> list[Info]:
+    """Run the learner to its last step; theta is then the model's default adapter.
+
+    Args:
+        learner: a fresh learner; with `resume` it continues from the checkpoint in `output`, if there is one.
+        output: folder for `metrics.jsonl` and the checkpoint; None: nothing is written.
+        save_every: steps between checkpoints.
+        resume: continue instead of starting over.
+        observers: called after every step.
+
+    Returns:
+        the Info of every step taken by this call.
+
+    Raises:
+        NonFiniteLossError: the last good state is in the checkpoint.
+    """
+    start, seconds, tokens = 0, 0.0, 0
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        if resume and (output / CHECKPOINT).is_file():
+            saved = torch.load(output / CHECKPOINT, weights_only=True)
+            learner.load_state_dict(saved["learner"])
+            start, seconds, tokens = saved["step"], saved["seconds"], saved["tokens"]
+        _trim(output / METRICS, start)
+    done: list[Info] = []
+    for step in range(start, learner.steps):
+        began = time.perf_counter()
+        try:
+            info = learner.step(step)
+        except (NonFiniteLossError, KeyboardInterrupt):
+            # Both leave theta as the last whole step left it: no step is half taken on the prior.
+            if output is not None:
+                _save(output, learner, step, seconds, tokens)
+            raise
+        seconds += time.perf_counter() - began
+        tokens += info.tokens
+        done.append(info)
+        progress = Progress(step + 1, learner.steps, info, seconds, tokens)
+        if output is not None:
+            _log(output / METRICS, progress)
+            if (step + 1) % save_every == 0 or step + 1 == learner.steps:
+                _save(output, learner, step + 1, seconds, tokens)
+        for observe in observers:
+            observe(progress)
+    learner.prior()
+    return done
+
+
+def _save(output: Path, learner: MetaLearner, step: int, seconds: float, tokens: int) -> None:
+    temporary = output / f"{CHECKPOINT}.tmp"
+    torch.save({"learner": learner.state_dict(), "step": step, "seconds": seconds, "tokens": tokens}, temporary)
+    os.replace(temporary, output / CHECKPOINT)
+
+
+def _log(path: Path, progress: Progress) -> None:
+    row = {"step": progress.step, **asdict(progress.info), "seconds": round(progress.seconds, 3)}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _trim(path: Path, steps: int) -> None:
+    """Drop logged steps that the checkpoint does not know: they are about to be taken again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()[:steps]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
