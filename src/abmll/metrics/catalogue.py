@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,10 +13,11 @@ from abmll.metrics.accuracy import macro_f1
 from abmll.metrics.calibration import classwise_ece, ece
 from abmll.metrics.cells import Scored
 from abmll.metrics.inputs import FloatArray
-from abmll.metrics.noise_floor import classwise_ece_corrected, ece_corrected
+from abmll.metrics.noise_floor import classwise_ece_null, ece_null
 from abmll.metrics.ranking import aurc, auroc
 
 Better = Literal["higher", "lower"]
+NULL_DRAWS = 400  # a cell; averaged over cells
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class CellMetric:
         bounds: its range.
         value: cell -> value; NaN where undefined.
         resampled: (cell, weights (R, n)) -> (R,) values.
-        corrected: cell -> value less its upward bias, for metrics that have one; the interval and the paired test
-            then speak of the corrected value.
+        null: (cell, seed) -> what a perfectly calibrated model with the same probabilities would show at this n, for
+            calibration errors; methods are then compared on the excess over it.
         fixed_labels: only for cells whose columns mean the same label in each row.
     """
 
@@ -40,7 +40,7 @@ class CellMetric:
     bounds: tuple[float, float]
     value: Callable[[Scored], float]
     resampled: Callable[[Scored, FloatArray], FloatArray]
-    corrected: Callable[[Scored], float] | None = None
+    null: Callable[[Scored, int], float] | None = None
     fixed_labels: bool = False
 
     def applies(self, cell: Scored) -> bool:
@@ -89,7 +89,7 @@ def cell_metrics(bins: int = 15, second_bins: int = 10) -> tuple[CellMetric, ...
             (0.0, 1.0),
             lambda c: classwise_ece(c.probs, c.labels, bins),
             lambda c, W: weighted.weighted_classwise_ece(c.probs, c.labels, bins, W),
-            corrected=lambda c: classwise_ece_corrected(c.probs, c.labels, bins),
+            null=lambda c, seed: classwise_ece_null(c.probs, bins, NULL_DRAWS, seed),
             fixed_labels=True,
         ),
         _mean("ece_per_example", None, (0.0, 1.0), lambda c: np.abs(c.confidence - c.correct)),
@@ -118,12 +118,8 @@ def _task_ece(name: str, bins: int) -> CellMetric:
         (0.0, 1.0),
         lambda c: ece(c.confidence, c.correct, bins),
         lambda c, W: weighted.weighted_ece(c.confidence, c.correct, bins, W),
-        corrected=partial(_corrected, bins=bins),
+        null=lambda c, seed: ece_null(c.confidence, bins, NULL_DRAWS, seed).mean,
     )
-
-
-def _corrected(cell: Scored, bins: int) -> float:
-    return ece_corrected(cell.confidence, cell.correct, bins)
 
 
 def _auroc(cell: Scored) -> float:

@@ -28,7 +28,7 @@ class Replicated:
     Attributes:
         estimate: the plain estimate.
         corrected: the estimate less its estimated bias; equal to `estimate` where no correction is known.
-        replicates: (R,) bootstrap values of the plain estimate.
+        replicates: (R,) bootstrap values of the plain estimate (linearised for the pooled ECE); finite ones only.
         parts: where its variance comes from.
     """
 
@@ -48,7 +48,7 @@ def macro(point: FloatArray, reps: Reps, draws: Draws, scope: Scope, corrected: 
         reps: (T, S, R) the same under R sets of example weights.
         draws: the weights of tasks and seeds.
         scope: "these tasks" or "new tasks".
-        corrected: (T, S) bias-corrected value of each cell, for a metric that has one.
+        corrected: (T, S) the values to average in place of `point`, where a known bias is to be taken off each cell.
 
     Raises:
         UserError: no cell has a value, or unknown scope.
@@ -71,11 +71,13 @@ def macro(point: FloatArray, reps: Reps, draws: Draws, scope: Scope, corrected: 
     with np.errstate(invalid="ignore"):
         replicates = (a * value / np.where(weight > 0, weight, 1.0)).sum(axis=1) / a.sum(axis=1)
     best = point if corrected is None else np.where(there, corrected[at], np.nan)
-    return Replicated(_mean_of_means(point), _mean_of_means(best), replicates[np.isfinite(replicates)], parts)
+    return Replicated(mean_of_means(point), mean_of_means(best), replicates[np.isfinite(replicates)], parts)
 
 
-def _mean_of_means(point: FloatArray) -> float:
-    return float(np.nanmean(point, axis=1).mean())
+def mean_of_means(point: FloatArray) -> float:
+    """Mean over tasks of the mean over seeds of (T, S) cells; NaN marks an absent cell, a task of NaNs is left out."""
+    used = point[~np.isnan(point).all(axis=1)]
+    return float(np.nanmean(used, axis=1).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,8 @@ def pooled(pool: Pool, draws: Draws, scope: Scope) -> Replicated:
     """Pooled ECE of one method: all examples of all tasks and seeds in one set of bins.
 
     Bias-corrected by `folding_bias` with each bin's bootstrap variance, which unlike a binomial one knows of seeds that
-    share examples and (for new tasks) of the spread over tasks.
+    share examples and (for new tasks) of the spread over tasks. The replicates are linearised: each bin keeps the sign
+    it has in the estimate, for absolute values of doubly noisy gaps would be pushed up and squeezed together.
     """
     point, reps = pool.influence()
     return _pooled(pool, _components_of(point, reps, scope), draws)
@@ -153,7 +156,7 @@ def _pooled(pool: Pool, parts: Components, draws: Draws) -> Replicated:
     mean, means = pool.mean_gaps, gaps / sizes[:, None]
     estimate = float(np.abs(mean).sum())
     bias = float(folding_bias(mean, means.std(axis=0)).sum())
-    return Replicated(estimate, estimate - bias, np.abs(means).sum(axis=1), parts)
+    return Replicated(estimate, estimate - bias, means @ np.sign(mean), parts)
 
 
 def interval(

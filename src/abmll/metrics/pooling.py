@@ -27,21 +27,21 @@ class Values:
 
     Attributes:
         point: (M, T, S) values, NaN where there is no cell or the metric is undefined.
-        best: (M, T, S) bias-corrected values; `point` where the metric knows no correction.
+        null: (M, T, S) what a calibrated model would show; NaN where the metric has no such value.
         reps: (M, T, S, R) float32 values under R sets of example weights.
         applicable: (T, S) is there a cell to which the metric applies?
     """
 
     point: FloatArray
-    best: FloatArray
+    null: FloatArray
     reps: NDArray[np.float32]
     applicable: NDArray[np.bool_]
 
 
-def cell_values(cells: Grid, metric: CellMetric, weights: Weights) -> Values:
-    """Compute a metric for every cell, plain and under the example weights."""
+def cell_values(cells: Grid, metric: CellMetric, weights: Weights, seed: int = 0) -> Values:
+    """Compute a metric for every cell, plain and under the example weights; `seed` is the key of the null values."""
     shape = (len(cells.methods), len(cells.tasks), len(cells.seeds))
-    point, best = np.full(shape, np.nan), np.full(shape, np.nan)
+    point, null = np.full(shape, np.nan), np.full(shape, np.nan)
     reps = np.full((*shape, _replicates(weights)), np.nan, dtype=np.float32)
     applicable = np.zeros(shape[1:], dtype=bool)
     for t, s, W in _each(cells, cells.tasks, weights):
@@ -51,9 +51,11 @@ def cell_values(cells: Grid, metric: CellMetric, weights: Weights) -> Values:
                 continue
             applicable[t, s] = True
             point[m, t, s] = metric.value(cell)
-            best[m, t, s] = point[m, t, s] if metric.corrected is None else metric.corrected(cell)
+            if metric.null is not None:
+                # another key for each cell, so that the simulation errors average out
+                null[m, t, s] = metric.null(cell, seed + t * len(cells.seeds) + s)
             reps[m, t, s] = metric.resampled(cell, W)
-    return Values(point, best, reps, applicable)
+    return Values(point, null, reps, applicable)
 
 
 def example_weights(cells: Grid, draws: Draws) -> Weights:

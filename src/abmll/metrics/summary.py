@@ -8,18 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from abmll.errors import unknown
-from abmll.metrics.catalogue import CellMetric, cell_metrics
+from abmll.metrics.catalogue import NULL_DRAWS, CellMetric, cell_metrics
 from abmll.metrics.cells import Cell, Grid, grid
 from abmll.metrics.inputs import FloatArray
-from abmll.metrics.intervals import Pool, Replicated, interval, macro, pooled, pooled_difference
+from abmll.metrics.intervals import Pool, Replicated, interval, macro, mean_of_means, pooled, pooled_difference
 from abmll.metrics.noise_floor import ece_null
 from abmll.metrics.paired import TestName, paired_test, swap_test, task_differences
 from abmll.metrics.pooling import Values, cell_values, example_weights, members_of, pool
 from abmll.metrics.resampling import Draws, Scope, draw
 from abmll.metrics.table import Comparison, Estimate, MethodRow, Summary
 from abmll.metrics.verdict import Contest, judge
-
-NULL_DRAWS = 400
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,12 @@ def summarise(
                 comparisons += _compare_pools(name, pools, draws[None], settings)
 
     for metric in cell_metrics(bins, second_bins):
-        values = cell_values(g, metric, weights)
+        values = cell_values(g, metric, weights, seed)
         if not values.applicable.any():
             continue
-        null_bins = {"task_ece": bins, f"task_ece_{second_bins}": second_bins}.get(metric.name)
         for m, method in enumerate(g.methods):
-            nulls = None if null_bins is None else _cell_nulls(g, method, null_bins, seed)
             for family, index in groups.items():
-                estimate = _cell_estimate(metric, values, m, index, nulls, draws[family], settings)
+                estimate = _cell_estimate(metric, values, m, index, draws[family], settings)
                 if estimate is not None:
                     found[family, method][metric.name] = estimate
         comparisons += _compare_cells(metric, values, g.methods, draws[None], settings)
@@ -201,23 +197,11 @@ def _compare_pools(name: str, pools: dict[str, Pool], draws: Draws, s: _Settings
 # Metrics with a value for each cell
 
 
-def _cell_nulls(g: Grid, method: str, bins: int, seed: int) -> FloatArray:
-    """(T, S) null ECE of each cell, NaN where there is none."""
-    null = np.full((len(g.tasks), len(g.seeds)), np.nan)
-    for t, task in enumerate(g.tasks):
-        for k, name in enumerate(g.seeds):
-            if cell := g.get(method, task, name):
-                # another key for each cell, so that the simulation errors average out
-                null[t, k] = ece_null(cell.confidence, bins, NULL_DRAWS, seed + t * len(g.seeds) + k).mean
-    return null
-
-
 def _cell_estimate(
     metric: CellMetric,
     values: Values,
     m: int,
     index: Sequence[int],
-    null: FloatArray | None,
     draws: Draws,
     s: _Settings,
 ) -> Estimate | None:
@@ -225,16 +209,15 @@ def _cell_estimate(
     defined = ~np.isnan(point)
     if not defined.any():
         return None
-    best = None if metric.corrected is None else values.best[m, index]
-    result = macro(point, values.reps[m, index], draws, s.scope, best)
+    result = macro(point, values.reps[m, index], draws, s.scope)
     n_tasks = int(defined.any(axis=1).sum())
     low, high = _ends(result, n_tasks, s, metric.bounds)
     return Estimate(
         value=result.estimate,
         low=low,
         high=high,
-        corrected=None if metric.corrected is None else result.corrected,
-        null=None if null is None else float(np.nanmean(null[index], axis=1).mean()),
+        corrected=None,
+        null=None if metric.null is None else mean_of_means(values.null[m, index]),
         n_tasks=n_tasks,
         n_cells=int(defined.sum()),
         skipped=int(values.applicable[index].sum() - defined.sum()),
@@ -252,8 +235,9 @@ def _compare_cells(
         point = values.point[m] - values.point[base]
         if m == base or np.isnan(point).all():
             continue
-        best = values.best[m] - values.best[base]
-        result = macro(point, values.reps[m] - values.reps[base], draws, s.scope, best)
-        test = paired_test(task_differences(values.best[m], values.best[base]), s.test, s.seed)
+        # a confident method has a lower noise floor: calibration errors of cells are compared above it
+        excess = point if metric.null is None else point - (values.null[m] - values.null[base])
+        result = macro(point, values.reps[m] - values.reps[base], draws, s.scope, excess)
+        test = paired_test(task_differences(excess, np.zeros_like(excess)), s.test, s.seed)
         found.append(Contest(method, result.corrected, _ends(result, test.n_tasks, s), test))
     return judge(metric.name, s.baseline, metric.better, found, s.alpha)

@@ -35,8 +35,11 @@ class Estimate(Record):
         value: the plain metric.
         low: lower end of the interval; None where there is none (one task, and the interval speaks of new tasks).
         high: upper end.
-        corrected: for calibration errors the value less its upward bias; the interval lies around this one. Else None.
-        null: for ECE, what a perfectly calibrated model with the same confidences would show. Else None.
+        corrected: for pooled calibration errors the value less its upward bias; the interval lies around this one and
+            speaks of the true error. Else None.
+        null: for calibration errors, what a perfectly calibrated model with the same probabilities would show. Those
+            of single tasks have an interval for what is to be expected AT THIS n, noise floor included: read them
+            against this value. Else None.
         n_tasks: tasks averaged over (or pooled).
         n_cells: (task, seed) cells used.
         skipped: cells for which the metric is undefined (AUROC with all answers right or all wrong).
@@ -81,7 +84,8 @@ class Comparison(Record):
         method: its name.
         baseline: the baseline's name.
         metric: name of the metric.
-        difference: method - baseline; for calibration errors of the bias-corrected values.
+        difference: method - baseline; for pooled calibration errors of the bias-corrected values, for those of single
+            tasks of the excess over each method's null value.
         low: lower end of the interval of the difference, or None.
         high: upper end.
         test: name of the test over tasks.
