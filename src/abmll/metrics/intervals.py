@@ -46,7 +46,7 @@ def macro(point: FloatArray, reps: Reps, draws: Draws, scope: Scope, corrected: 
     Args:
         point: (T, S) value of each cell; NaN where there is none (a task or seed left out, an undefined AUROC).
         reps: (T, S, R) the same under R sets of example weights.
-        draws: the weights of tasks and seeds.
+        draws: the bootstrap; its replicates are those of `reps`.
         scope: "these tasks" or "new tasks".
         corrected: (T, S) the values to average in place of `point`, where a known bias is to be taken off each cell.
 
@@ -59,8 +59,7 @@ def macro(point: FloatArray, reps: Reps, draws: Draws, scope: Scope, corrected: 
     at = np.ix_(filled.any(axis=1), filled.any(axis=0))
     point, reps = point[at], reps[at]
     parts = components(point, reps, scope)
-    a, b = shaken(draws, parts)
-    a, b = a[:, filled.any(axis=1)], b[:, filled.any(axis=0)]
+    a, b = shaken(draws, parts, *point.shape)
     there = ~np.isnan(point)
     value, weight = np.zeros((draws.replicates, len(point))), np.zeros((draws.replicates, len(point)))
     for t, s in zip(*np.nonzero(there)):
@@ -146,13 +145,15 @@ def _components_of(point: FloatArray, reps: Reps, scope: Scope) -> Components:
 
 
 def _pooled(pool: Pool, parts: Components, draws: Draws) -> Replicated:
-    a, b = shaken(draws, parts)
+    tasks, seeds = np.flatnonzero(pool.sizes.any(axis=1)), np.flatnonzero(pool.sizes.any(axis=0))
+    a, b = shaken(draws, parts, len(tasks), len(seeds))
     gaps = np.zeros((draws.replicates, pool.gaps.shape[2]))
     sizes = np.zeros(draws.replicates)
-    for t, s in zip(*np.nonzero(pool.sizes)):
-        weight = a[:, t] * b[:, s]
-        gaps += weight[:, None] * pool.gap_reps[t, s]
-        sizes += weight * pool.size_reps[t, s]
+    for i, t in enumerate(tasks):
+        for j, s in enumerate(seeds):
+            weight = a[:, i] * b[:, j]
+            gaps += weight[:, None] * pool.gap_reps[t, s]
+            sizes += weight * pool.size_reps[t, s]
     mean, means = pool.mean_gaps, gaps / sizes[:, None]
     estimate = float(np.abs(mean).sum())
     bias = float(folding_bias(mean, means.std(axis=0)).sum())

@@ -24,24 +24,36 @@ Scope: TypeAlias = Literal["these tasks", "new tasks"]
 SCOPES: tuple[Scope, ...] = ("these tasks", "new tasks")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Draws:
-    """The weights of R replicates, the same for every method and metric, so that differences are paired.
+    """The weights of R replicates: pure functions of the seed, the same for every method and metric.
 
     Attributes:
-        task_weight: (R, T), mean 1 in each row.
-        seed_weight: (R, S), mean 1 in each row; a seed has the same weight in each task (crossed).
-        seed: key of the draws.
+        replicates: R; 1000 is usual.
+        seed: key of all draws.
+
+    Raises:
+        UserError: fewer than 2 replicates.
     """
 
-    task_weight: FloatArray
-    seed_weight: FloatArray
-    seed: int
+    replicates: int = 1000
+    seed: int = 0
 
-    @property
-    def replicates(self) -> int:
-        """R."""
-        return len(self.task_weight)
+    def __post_init__(self) -> None:
+        if self.replicates < 2:
+            raise UserError(f"n_boot is {self.replicates}; at least 2 replicates are needed (1000 is usual)")
+
+    def unit_weights(self, what: str, n: int) -> FloatArray:
+        """Weights (R, n) of n tasks or n seeds, mean 1 in each row. A seed has one weight for all tasks (crossed).
+
+        Of n units n - 1 are drawn with replacement and weighted by n / (n - 1) (Rao and Wu 1988): the variance of a
+        mean is then the usual unbiased s^2 / n; drawing n of n gives (n - 1) / n of it, a third too little for 3 seeds.
+        A single unit keeps weight 1: nothing is known of its spread.
+        """
+        if n == 1:
+            return np.ones((self.replicates, 1))
+        counts = generator(self.seed, what, n).multinomial(n - 1, np.full(n, 1.0 / n), size=self.replicates)
+        return np.asarray(counts * (n / (n - 1)), dtype=np.float64)
 
     def example_weights(self, task: str, rows: Sequence[tuple[Hashable, ...] | int]) -> list[NDArray[np.float32]]:
         """Weights of the examples of one task, one (R, n) array for each of its seeds, mean 1 (Exponential(1)).
@@ -61,34 +73,6 @@ class Draws:
         rng = generator(self.seed, "examples", task)
         weight = rng.standard_exponential((self.replicates, len(number)), dtype=np.float32)
         return [weight[:, column] for column in columns]
-
-
-def draw(n_tasks: int, n_seeds: int, n_boot: int = 1000, seed: int = 0) -> Draws:
-    """Draw the task and seed weights.
-
-    Of T tasks T - 1 are drawn with replacement and weighted by T / (T - 1) (Rao and Wu 1988): the variance of a mean is
-    then the usual unbiased s^2 / T; drawing T of T gives (T - 1) / T of it, a third too little for 3 seeds. A single
-    task or seed keeps weight 1: nothing is known of its spread.
-
-    Args:
-        n_tasks: T.
-        n_seeds: S.
-        n_boot: R, number of replicates.
-        seed: the draws are a pure function of it.
-
-    Raises:
-        UserError: fewer than 2 replicates.
-    """
-    if n_boot < 2:
-        raise UserError(f"n_boot is {n_boot}; at least 2 replicates are needed (1000 is usual)")
-    return Draws(_weights(n_tasks, n_boot, seed, "tasks"), _weights(n_seeds, n_boot, seed, "seeds"), seed)
-
-
-def _weights(n: int, n_boot: int, seed: int, what: str) -> FloatArray:
-    if n == 1:
-        return np.ones((n_boot, 1))
-    counts = generator(seed, what, n).multinomial(n - 1, np.full(n, 1.0 / n), size=n_boot)
-    return np.asarray(counts * (n / (n - 1)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -163,8 +147,8 @@ def components(point: FloatArray, reps: NDArray[np.floating], scope: Scope) -> C
     return Components(task, seed, example, task_shrink, seed_shrink, dof)
 
 
-def shaken(draws: Draws, parts: Components) -> tuple[FloatArray, FloatArray]:
+def shaken(draws: Draws, parts: Components, n_tasks: int, n_seeds: int) -> tuple[FloatArray, FloatArray]:
     """Task weights (R, T) and seed weights (R, S), their deviations from 1 shrunk to each level's own variance."""
-    a = 1.0 + parts.task_shrink * (draws.task_weight - 1.0)
-    b = 1.0 + parts.seed_shrink * (draws.seed_weight - 1.0)
+    a = 1.0 + parts.task_shrink * (draws.unit_weights("tasks", n_tasks) - 1.0)
+    b = 1.0 + parts.seed_shrink * (draws.unit_weights("seeds", n_seeds) - 1.0)
     return a, b

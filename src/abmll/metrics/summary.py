@@ -15,7 +15,7 @@ from abmll.metrics.intervals import Pool, Replicated, interval, macro, mean_of_m
 from abmll.metrics.noise_floor import ece_null
 from abmll.metrics.paired import TestName, paired_test, swap_test, task_differences
 from abmll.metrics.pooling import Values, cell_values, example_weights, members_of, pool
-from abmll.metrics.resampling import Draws, Scope, draw
+from abmll.metrics.resampling import Draws, Scope
 from abmll.metrics.table import Comparison, Estimate, MethodRow, Summary
 from abmll.metrics.verdict import Contest, judge
 
@@ -83,8 +83,8 @@ def summarise(
     families = sorted({f for f in map(g.family, g.tasks) if f is not None})
     groups: dict[str | None, list[int]] = {None: list(range(len(g.tasks)))}
     groups |= {name: [t for t, task in enumerate(g.tasks) if g.family(task) == name] for name in families}
-    draws = {f: draw(len(tasks), len(g.seeds), n_boot, seed) for f, tasks in groups.items()}
-    weights = example_weights(g, draws[None])
+    draws = Draws(n_boot, seed)
+    weights = example_weights(g, draws)
     found: dict[tuple[str | None, str], dict[str, Estimate]] = {(f, m): {} for f in groups for m in g.methods}
     comparisons: list[Comparison] = []
 
@@ -98,9 +98,9 @@ def summarise(
             pools = {method: pool(g, method, tasks, weights, n_bins, adaptive=adaptive) for method in g.methods}
             for method, sums in pools.items():
                 null = _pooled_null(g, method, tasks, n_bins, adaptive, seed)
-                found[family, method][name] = _pooled_estimate(sums, null, draws[family], settings)
+                found[family, method][name] = _pooled_estimate(sums, null, draws, settings)
             if family is None:
-                comparisons += _compare_pools(name, pools, draws[None], settings)
+                comparisons += _compare_pools(name, pools, draws, settings)
 
     for metric in cell_metrics(bins, second_bins):
         values = cell_values(g, metric, weights, seed)
@@ -108,10 +108,10 @@ def summarise(
             continue
         for m, method in enumerate(g.methods):
             for family, index in groups.items():
-                estimate = _cell_estimate(metric, values, m, index, draws[family], settings)
+                estimate = _cell_estimate(metric, values, m, index, draws, settings)
                 if estimate is not None:
                     found[family, method][metric.name] = estimate
-        comparisons += _compare_cells(metric, values, g.methods, draws[None], settings)
+        comparisons += _compare_cells(metric, values, g.methods, draws, settings)
 
     rows = [_row(g, f, m, groups[f], metrics) for (f, m), metrics in found.items()]
     return Summary(
