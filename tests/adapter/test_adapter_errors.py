@@ -19,6 +19,7 @@ from abmll.errors import UserError
         ({"lora_dropout": 1.0}, "lora_dropout = 1.0"),
         ({"lora_dropout": -0.1}, "lora_dropout = -0.1"),
         ({"b_variance": 0.0}, "b_variance = 0.0"),
+        ({"target_modules": "all-linear", "layers_to_transform": [1]}, "layers_to_transform = [1] needs a list of"),
         ({"latent": "factor", "learn_log_c": True}, "learn_log_c belongs to latent 'output', not to 'factor'"),
     ],
 )

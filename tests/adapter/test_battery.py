@@ -254,5 +254,7 @@ def test_layers_to_transform_and_regex_are_peft_s(adapted):
     assert set(adapted_layers(model)) == {f"model.layers.1.{m}" for m in LLAMA_BLOCK}
     model = adapted("point", target_modules=r".*\.0\.mlp\.(up|down)_proj")
     assert set(adapted_layers(model)) == {"model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"}
+    model = adapted("point", "bert", layers_to_transform=[1])
+    assert set(adapted_layers(model)) == {name for name in EXPECTED["bert"] if ".layer.1." in name}
     linear = set(adapted_layers(adapted("point", target_modules="all-linear")))
     assert linear == EXPECTED["llama"] | {f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)}

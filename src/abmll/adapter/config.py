@@ -59,6 +59,11 @@ class AbmllConfig(PeftConfig):  # type: ignore[misc]
             self.target_modules = set(self.target_modules)  # type: ignore[assignment] # PEFT's own convention
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise UserError(
+                f"layers_to_transform = {self.layers_to_transform} needs a list of target_modules; PEFT ignores it "
+                f"beside the string {self.target_modules!r}: put the layers into the regex"
+            )
         if self.latent not in START_LOG_VARIANCE:
             raise unknown("latent", self.latent, START_LOG_VARIANCE)
         if self.r <= 0:

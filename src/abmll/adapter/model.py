@@ -17,9 +17,7 @@ from abmll.adapter.layer import AbmllLayer
 from abmll.errors import UserError
 
 _LLAMA_LIKE = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-_BERT_LIKE = (
-    r".*\.layer\.\d+\.(attention\.self\.(query|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
-)
+_BERT_LIKE = ["query", "value", "intermediate.dense", "output.dense"]  # the last is the attention's output as well
 
 # q, v and o projections and the MLP matrices, as in the paper: not k, not the head, never BERT's pooler.
 TARGET_MODULES: dict[str, list[str] | str] = {
