@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
+
+from abmll.hashing import stable_hash
 
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
@@ -15,5 +15,4 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
         purpose: names of the use (and of the task, where there is one), so that adding a task or a metric does not
             change the draws of another.
     """
-    key = repr((int(seed), *purpose)).encode()
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little"))
+    return np.random.default_rng(stable_hash("metrics", int(seed), *purpose))

@@ -119,7 +119,7 @@ def components(point: FloatArray, reps: NDArray[np.floating], scope: Scope) -> C
     task_mean = np.nanmean(point, axis=1)  # (T,)
     seed_effect = np.nanmean(np.where(there, point - task_mean[:, None], np.nan), axis=0)  # (S,)
     deviation = np.where(there[:, :, None], reps - np.where(there, point, 0.0)[:, :, None], np.nan)
-    deviation -= np.nanmean(deviation, axis=2, keepdims=True)  # what the weights do to a curved metric is not noise
+    deviation -= deviation.mean(axis=2, keepdims=True)  # what the weights do to a curved metric is not noise
     of_tasks = np.nanmean(deviation, axis=1)  # (T, R)
     of_seeds = np.nanmean(deviation - of_tasks[:, None, :], axis=0)  # (S, R)
     example = float(of_tasks.mean(axis=0).var())
