@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from abmll.errors import UserError, unknown
@@ -53,11 +54,15 @@ class AdapterSettings:
 
     latent: Literal["output", "factor", "point"] = "output"
     r: int = 8
-    lora_alpha: int = 16
+    lora_alpha: float = 16
     target_modules: list[str] | str | None = None
     log_variance: float | None = None
     learn_log_c: bool = False
     b_variance: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.r <= 0:
+            raise UserError(f"rank r = {self.r}; a positive integer is needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,28 @@ def merge(config: T, changes: Mapping[str, Any]) -> T:
         old = getattr(config, key)
         updates[key] = merge(old, value) if is_dataclass(old) and isinstance(value, Mapping) else value
     return replace(config, **updates)  # type: ignore[type-var]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The settings as a YAML file that `--config` and `read_yaml` read."""
+    import yaml
+
+    return str(yaml.safe_dump(asdict(config), sort_keys=False))
+
+
+def read_yaml(path: Path) -> RunConfig:
+    """The settings that `to_yaml` wrote; UserError where the file is missing or broken."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; the folder is no run folder of abmll") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings")
+    return from_dict(values)
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:

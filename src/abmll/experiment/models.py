@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,3 @@ def trainable(model: Any, adapter: str = "default") -> int:
     from abmll.adapter import state
 
     return sum(p.numel() for p in state.parameters(model, adapter))
-
-
-def same_base(saved: Mapping[str, Any], model: ModelConfig) -> None:
-    """UserError if an adapter was made for another base model."""
-    if saved.get("name") != model.name:
-        raise UserError(
-            f"the adapter was made for base model {saved.get('name')!r}, not {model.name!r}; name the right model"
-        )

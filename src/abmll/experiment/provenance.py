@@ -16,12 +16,17 @@ PACKAGES = ("abmll", "torch", "transformers", "peft", "accelerate", "numpy")
 def provenance(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Package versions, git commit (None outside a checkout), machine and the time; JSON-serialisable."""
     return {
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(),
         "commit": _commit(),
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **(extra or {}),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that numbers depend on; None for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def _version(package: str) -> str | None:

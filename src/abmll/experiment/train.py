@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
+from abmll.errors import UserError
 from abmll.meta import Info, MetaLearner
-from abmll.posterior import NonFiniteLossError
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -70,44 +76,76 @@ def train(
         the Info of every step taken by this call.
 
     Raises:
-        NonFiniteLossError: the last good state is in the checkpoint.
+        NonFiniteLossError: the checkpoint is the last good state, at most `save_every` steps old.
+        KeyboardInterrupt: after Ctrl-C, when the step at hand has ended and is in the checkpoint.
     """
     start, seconds, tokens = 0, 0.0, 0
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         if resume and (output / CHECKPOINT).is_file():
-            saved = torch.load(output / CHECKPOINT, weights_only=True)
+            saved = _read(output / CHECKPOINT)
             learner.load_state_dict(saved["learner"])
             start, seconds, tokens = saved["step"], saved["seconds"], saved["tokens"]
+        else:
+            _save(output, learner, 0, 0.0, 0)
         _trim(output / METRICS, start)
     done: list[Info] = []
-    for step in range(start, learner.steps):
-        began = time.perf_counter()
-        try:
+    with _interrupts_wait() as interrupted:
+        for step in range(start, learner.steps):
+            began = time.perf_counter()
             info = learner.step(step)
-        except (NonFiniteLossError, KeyboardInterrupt):
-            # Both leave theta as the last whole step left it: no step is half taken on the prior.
+            seconds += time.perf_counter() - began
+            tokens += info.tokens
+            done.append(info)
+            progress = Progress(step + 1, learner.steps, info, seconds, tokens)
             if output is not None:
-                _save(output, learner, step, seconds, tokens)
-            raise
-        seconds += time.perf_counter() - began
-        tokens += info.tokens
-        done.append(info)
-        progress = Progress(step + 1, learner.steps, info, seconds, tokens)
-        if output is not None:
-            _log(output / METRICS, progress)
-            if (step + 1) % save_every == 0 or step + 1 == learner.steps:
+                _log(output / METRICS, progress)
+            for observe in observers:
+                observe(progress)
+            stop = bool(interrupted)
+            if output is not None and ((step + 1) % save_every == 0 or step + 1 == learner.steps or stop):
                 _save(output, learner, step + 1, seconds, tokens)
-        for observe in observers:
-            observe(progress)
+            if stop:
+                raise KeyboardInterrupt
     learner.prior()
     return done
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[list[int]]:
+    """Ctrl-C lets the step end: half a step cannot be resumed bit for bit. The second one stops at once.
+
+    Yields the interrupts so far. Only the main thread receives signals; elsewhere nothing is changed.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _save(output: Path, learner: MetaLearner, step: int, seconds: float, tokens: int) -> None:
     temporary = output / f"{CHECKPOINT}.tmp"
     torch.save({"learner": learner.state_dict(), "step": step, "seconds": seconds, "tokens": tokens}, temporary)
     os.replace(temporary, output / CHECKPOINT)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}); start the run anew") from error
+    return saved
 
 
 def _log(path: Path, progress: Progress) -> None:

@@ -1,27 +1,24 @@
 """How a prior is learned: one contract (`base.MetaLearner`), one file an idea, one registry."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-from abmll.errors import unknown
-from abmll.meta.abmll import Abmll
-from abmll.meta.base import Info, MetaLearner
-from abmll.meta.config import MetaConfig
-from abmll.meta.multitask import Multitask, Sequential
-from abmll.meta.reptile import Reptile
-from abmll.scoring import Scorer
-from abmll.tasks.task import Task
+from typing import TYPE_CHECKING
 
-_REGISTRY: dict[str, type[MetaLearner]] = {m.name: m for m in (Abmll, Reptile, Multitask, Sequential)}
+from abmll.lazy import lazy
 
-
-def make_meta_learner(
-    model: Any, scorer: Scorer[Any], tasks: Sequence[Task], config: MetaConfig, seed: int
-) -> MetaLearner:
-    """The meta-learner that `config.name` names, for a model whose default adapter is the start of theta."""
-    if config.name not in _REGISTRY:
-        raise unknown("meta-learner to train", config.name, _REGISTRY)
-    return _REGISTRY[config.name](model, scorer, tasks, config, seed)
-
+_EXPORTS = {
+    "Info": "abmll.meta.base",
+    "MetaConfig": "abmll.meta.config",
+    "MetaLearner": "abmll.meta.base",
+    "make_meta_learner": "abmll.meta.registry",
+}
 
 __all__ = ["Info", "MetaConfig", "MetaLearner", "make_meta_learner"]
+
+if TYPE_CHECKING:
+    from abmll.meta.base import Info as Info
+    from abmll.meta.base import MetaLearner as MetaLearner
+    from abmll.meta.config import MetaConfig as MetaConfig
+    from abmll.meta.registry import make_meta_learner as make_meta_learner
+
+__getattr__ = lazy(__name__, _EXPORTS)

@@ -1,28 +1,30 @@
 """How one task's posterior is fitted: one contract (`base.Posterior`), one registry."""
 
-from typing import Any
+from __future__ import annotations
 
-from abmll.errors import UserError
-from abmll.posterior.base import Posterior
-from abmll.posterior.config import PosteriorConfig
-from abmll.posterior.gradient import Point, Unadapted, Variational
-from abmll.posterior.objective import NonFiniteLossError
-from abmll.scoring import Scorer
+from typing import TYPE_CHECKING
 
-_REGISTRY: dict[str, type[Posterior]] = {p.name: p for p in (Unadapted, Point, Variational)}
+from abmll.lazy import lazy
 
-
-def make_posterior(model: Any, scorer: Scorer[Any], config: PosteriorConfig, task: str) -> Posterior:
-    """The posterior that `config.name` names; UserError where the adapter's latent cannot carry it."""
-    from abmll.adapter import state
-
-    latent = state.latent_of(model)
-    if config.name == "variational" and not latent.has_variance:
-        raise UserError(
-            f"posterior 'variational' needs an adapter with a variance, but its latent is {latent.name!r}; "
-            "use posterior 'point', or latent 'output' or 'factor'"
-        )
-    return _REGISTRY[config.name](model, scorer, config, task)
-
+_EXPORTS = {
+    "NonFiniteLossError": "abmll.posterior.objective",
+    "Point": "abmll.posterior.gradient",
+    "Posterior": "abmll.posterior.base",
+    "PosteriorConfig": "abmll.posterior.config",
+    "Unadapted": "abmll.posterior.gradient",
+    "Variational": "abmll.posterior.gradient",
+    "make_posterior": "abmll.posterior.registry",
+}
 
 __all__ = ["NonFiniteLossError", "Point", "Posterior", "PosteriorConfig", "Unadapted", "Variational", "make_posterior"]
+
+if TYPE_CHECKING:
+    from abmll.posterior.base import Posterior as Posterior
+    from abmll.posterior.config import PosteriorConfig as PosteriorConfig
+    from abmll.posterior.gradient import Point as Point
+    from abmll.posterior.gradient import Unadapted as Unadapted
+    from abmll.posterior.gradient import Variational as Variational
+    from abmll.posterior.objective import NonFiniteLossError as NonFiniteLossError
+    from abmll.posterior.registry import make_posterior as make_posterior
+
+__getattr__ = lazy(__name__, _EXPORTS)

@@ -1,21 +1,32 @@
 """How a model answers: one contract (`base.Scorer`), one file a way, one registry."""
 
-from typing import Any
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from abmll.scoring.base import Batch, Scorer
-from abmll.scoring.config import ScoringConfig
-from abmll.scoring.embedding import Embedding
-from abmll.scoring.letters import Letters
-from abmll.scoring.options import Options
+from abmll.lazy import lazy
 
-SCORERS: dict[str, type[Scorer[Any]]] = {s.name: s for s in (Letters, Options, Embedding)}
-
-
-def make_scorer(tokenizer: Any, config: ScoringConfig, device: torch.device | str = "cpu") -> Scorer[Any]:
-    """The scorer that `config.name` names."""
-    return SCORERS[config.name](tokenizer, config, device)
-
+_EXPORTS = {
+    "Batch": "abmll.scoring.base",
+    "Embedding": "abmll.scoring.embedding",
+    "Letters": "abmll.scoring.letters",
+    "Options": "abmll.scoring.options",
+    "SCORERS": "abmll.scoring.registry",
+    "Scorer": "abmll.scoring.base",
+    "ScoringConfig": "abmll.scoring.config",
+    "make_scorer": "abmll.scoring.registry",
+}
 
 __all__ = ["SCORERS", "Batch", "Embedding", "Letters", "Options", "Scorer", "ScoringConfig", "make_scorer"]
+
+if TYPE_CHECKING:
+    from abmll.scoring.base import Batch as Batch
+    from abmll.scoring.base import Scorer as Scorer
+    from abmll.scoring.config import ScoringConfig as ScoringConfig
+    from abmll.scoring.embedding import Embedding as Embedding
+    from abmll.scoring.letters import Letters as Letters
+    from abmll.scoring.options import Options as Options
+    from abmll.scoring.registry import SCORERS as SCORERS
+    from abmll.scoring.registry import make_scorer as make_scorer
+
+__getattr__ = lazy(__name__, _EXPORTS)

@@ -1,0 +1,157 @@
+"""`abmll.adapt` and `abmll.load`: a task's posterior that answers questions, is saved and is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from abmll.adapter import state
+from abmll.errors import UserError
+from abmll.experiment import adapter_folder, folders
+from abmll.experiment.config import ModelConfig, RunConfig, from_dict
+from abmll.experiment.identity import same_base
+from abmll.experiment.models import load_base
+from abmll.experiment.prior import Prior, check_examples
+from abmll.posterior import Posterior, PosteriorConfig, make_posterior
+from abmll.predict import Prediction, predict
+from abmll.tasks.task import Example, Task
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedTask:
+    """One task's posterior. Many can share one model: each holds its own tensors.
+
+    Attributes:
+        posterior: the fitted posterior.
+        config: all settings it was made with.
+        options: the task's options, where every labelled example had the same ones; questions may then be plain texts.
+        prior_hash: fingerprint of the prior that it was fitted from.
+        losses: nats summed over the batch, one for each step of the fit; empty for a loaded posterior.
+    """
+
+    posterior: Posterior
+    config: RunConfig
+    options: tuple[str, ...] | None
+    prior_hash: str
+    losses: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The task's name: it is part of every prompt."""
+        return self.posterior.task
+
+    def predict(
+        self,
+        questions: Sequence[Example | str],
+        *,
+        samples: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> Prediction:
+        """Answer questions; see `abmll.predict.predict`. Plain texts get the task's own options."""
+        examples = [self._example(q, row) for row, q in enumerate(questions, start=1)]
+        check_examples(self.posterior.scorer, self.name, examples, labelled=False)
+        return predict(self.posterior, examples, samples=samples, seed=seed, batch_size=batch_size)
+
+    def _example(self, question: Example | str, row: int) -> Example:
+        if isinstance(question, Example):
+            return question
+        if self.options is None:
+            raise UserError(
+                f"question {row} is a text, but the options of task {self.name!r} differ from example to example; "
+                "give it as abmll.Example(input, options)"
+            )
+        return Example(question, self.options)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the posterior as a PEFT adapter folder with `abmll.json` and a model card; whole or not at all."""
+        self.posterior.activate()
+        facts = {
+            "kind": "posterior",
+            "task": self.name,
+            "options": None if self.options is None else list(self.options),
+            "prior_hash": self.prior_hash,
+        }
+        with folders.whole_folder(folder, overwrite) as partial:
+            adapter_folder.write(partial, self.posterior.model, state.TASK, self.config, facts)
+        return Path(folder)
+
+
+def adapt(
+    prior: Prior,
+    support: Task | Sequence[Example],
+    *,
+    name: str | None = None,
+    seed: int | None = None,
+    config: PosteriorConfig | None = None,
+) -> AdaptedTask:
+    """Fit a task's posterior to a few labelled examples.
+
+    Args:
+        prior: from `abmll.metatrain` or `abmll.load_prior`.
+        support: the labelled examples, or a Task of them.
+        name: the task's name, which is part of the prompts; None: the Task's own, else "task".
+        seed: of batches and noise; None: the prior's.
+        config: settings of the fit and of prediction; None: those of the prior.
+
+    Raises:
+        UserError: no example, one without an output, or settings that the adapter cannot carry.
+    """
+    examples = support.examples if isinstance(support, Task) else tuple(support)
+    name = name or (support.name if isinstance(support, Task) else "task")
+    settings = replace(
+        prior.config,
+        posterior=config or prior.config.posterior,
+        seed=prior.config.seed if seed is None else seed,
+    )
+    if not examples and settings.posterior.name != "none":
+        raise UserError(f"task {name!r} has no labelled example to adapt to; give at least one, or posterior 'none'")
+    check_examples(prior.scorer, name, examples)
+    posterior = make_posterior(prior.model, prior.scorer, settings.posterior, name)
+    losses = posterior.fit(examples, settings.seed)
+    options = Task(name, examples).labels if examples else None
+    return AdaptedTask(posterior, settings, options, prior.hash, tuple(losses))
+
+
+def load(
+    folder: str | Path,
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    base: ModelConfig | None = None,
+) -> AdaptedTask:
+    """Load a task's posterior that `save_pretrained` or `abmll adapt` wrote; its predictions are the same bits.
+
+    Args:
+        folder: the posterior's folder.
+        model: the base model, loaded; None: it is loaded as `base` says.
+        tokenizer: of `model`.
+        base: how to load the base model; None: as it was when the posterior was saved.
+
+    Raises:
+        UserError: no posterior, a damaged folder, or one that was made for another base model.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"adapter folder {path} does not exist; `abmll adapt` or `save_pretrained` writes one")
+    if not (path / folders.FACTS).is_file():
+        raise UserError(
+            f"{path} is no task's adapter (it has no {folders.FACTS}); adapt it to a task first: abmll adapt {path}"
+        )
+    facts = adapter_folder.read_facts(path)
+    if facts["kind"] != "posterior":
+        raise UserError(
+            f"{path} holds a {facts['kind']}, which knows no task yet; adapt it to one first: abmll adapt {path}"
+        )
+    config = from_dict(facts["config"])
+    config = config if base is None else replace(config, model=base)
+    if model is None:
+        model, tokenizer = load_base(config.model, config.scoring.name)
+    same_base(facts["base_model"], model, config.model, path)
+    prior = Prior.of(adapter_folder.attach(model, path), tokenizer, config)
+    posterior = make_posterior(prior.model, prior.scorer, config.posterior, facts["task"])
+    posterior.load_state_dict(state.read(prior.model, state.PRIOR))
+    options = tuple(facts["options"]) if facts.get("options") else None
+    return AdaptedTask(posterior, prior.config, options, facts["prior_hash"])

@@ -1,0 +1,147 @@
+"""`abmll.metatrain`: from an adapted model and train tasks to a prior, with or without a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.adapter import state
+from abmll.errors import UserError
+from abmll.experiment import adapter_folder, folders
+from abmll.experiment.config import RunConfig, check, to_yaml
+from abmll.experiment.identity import described, state_hash
+from abmll.experiment.provenance import provenance
+from abmll.experiment.train import CHECKPOINT, Observer, train
+from abmll.meta import make_meta_learner
+from abmll.scoring import Scorer, make_scorer
+from abmll.tasks.prompts import letters_of
+from abmll.tasks.task import Example, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What meta-training gives and adaptation starts from: the model's default adapter, and how the model answers.
+
+    Attributes:
+        model: PeftModel whose default adapter is theta.
+        tokenizer: of the base model.
+        config: the settings it was made with; those of `posterior` are the defaults of `abmll.adapt`.
+        scorer: turns questions into batches for this model.
+    """
+
+    model: Any
+    tokenizer: Any
+    config: RunConfig
+    scorer: Scorer[Any]
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, config: RunConfig) -> Prior:
+        """The prior that an adapted model's default adapter is at this moment."""
+        model.eval()
+        device = next(model.parameters()).device
+        return cls(model, tokenizer, described(model, config), make_scorer(tokenizer, config.scoring, device))
+
+    @property
+    def hash(self) -> str:
+        """A fingerprint of theta's tensors."""
+        return state_hash(state.read(self.model, state.PRIOR))
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write theta as a PEFT adapter folder with `abmll.json` and a model card; whole or not at all."""
+        facts = {"kind": "prior", "prior_hash": self.hash}
+        with folders.whole_folder(folder, overwrite) as partial:
+            adapter_folder.write(partial, self.model, state.PRIOR, self.config, facts)
+        return Path(folder)
+
+
+def metatrain(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    config: RunConfig | None = None,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    save_every: int = 50,
+    observers: tuple[Observer, ...] = (),
+    facts: dict[str, Any] | None = None,
+) -> Prior:
+    """Learn a prior over the model's adapter from many tasks.
+
+    Args:
+        model: a PeftModel with an ABMLL adapter; its default adapter is trained in place and becomes the prior.
+        tokenizer: of the base model.
+        tasks: the train tasks.
+        config: settings; `scoring`, `meta`, `posterior` and `seed` are read, `model` and `adapter` are taken from the
+            model itself. None: the defaults.
+        output: the run folder: `config.yaml`, `provenance.json`, `metrics.jsonl`, the checkpoint and, at the end,
+            `prior/`. None: nothing is written.
+        resume: continue from the checkpoint in `output`, bit for bit on a CPU.
+        overwrite: replace a run folder that exists.
+        save_every: steps between checkpoints.
+        observers: called after every step with a `Progress`.
+        facts: what else belongs into `provenance.json`, such as the suite's hash.
+
+    Returns:
+        the Prior.
+
+    Raises:
+        UserError: settings that do not fit each other or the model, tasks that cannot be answered, a folder that
+            exists. NonFiniteLossError (a UserError) if training diverges: the last good state is in the checkpoint.
+    """
+    given = config or RunConfig()
+    prior = Prior.of(model, tokenizer, given)
+    check(prior.config)
+    for task in tasks:
+        check_examples(prior.scorer, task.name, task.examples)
+    if prior.config.meta.name == "none":
+        learner = None
+    else:
+        learner = make_meta_learner(model, prior.scorer, tasks, prior.config.meta, prior.config.seed)
+    folder = None if output is None else Path(output)
+    try:
+        if folder is not None:
+            if not (resume and (folder / CHECKPOINT).is_file()):
+                _open_run(folder, prior.config, overwrite or resume, facts)
+            else:
+                _same_run(folder, prior.config)
+        if learner is not None:
+            train(learner, folder, save_every=save_every, resume=resume, observers=observers)
+    finally:
+        state.remove_task_adapter(model)
+    if folder is not None:
+        prior.save_pretrained(folder / folders.PRIOR, overwrite=True)
+    return prior
+
+
+def check_examples(scorer: Scorer[Any], task: str, examples: Sequence[Example], labelled: bool = True) -> None:
+    """UserError, naming task and row, for an example that the scorer or training could not use."""
+    for row, example in enumerate(examples, start=1):
+        try:
+            if scorer.name == "letters":
+                letters_of(example)
+            if labelled:
+                _ = example.label
+        except UserError as error:
+            raise UserError(f"task {task!r} row {row}: {error}") from None
+
+
+def _open_run(folder: Path, config: RunConfig, overwrite: bool, facts: dict[str, Any] | None) -> None:
+    folders.fresh_folder(folder, overwrite)
+    folders.write_text(folder / folders.CONFIG, to_yaml(config))
+    folders.write_json(folder / folders.PROVENANCE, provenance({"config_hash": config.hash(), **(facts or {})}))
+
+
+def _same_run(folder: Path, config: RunConfig) -> None:
+    from abmll.experiment.config import read_yaml
+
+    saved = asdict(read_yaml(folder / folders.CONFIG))
+    for part, values in asdict(config).items():
+        if saved[part] != values:
+            raise UserError(
+                f"{folder} was begun with other settings: {part} = {saved[part]!r}, now {values!r}; resume with the "
+                "same ones, or start anew elsewhere"
+            )

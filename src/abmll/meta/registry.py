@@ -1,0 +1,26 @@
+"""The meta-learners by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from abmll.errors import unknown
+from abmll.meta.abmll import Abmll
+from abmll.meta.base import MetaLearner
+from abmll.meta.config import MetaConfig
+from abmll.meta.multitask import Multitask, Sequential
+from abmll.meta.reptile import Reptile
+from abmll.scoring import Scorer
+from abmll.tasks.task import Task
+
+_REGISTRY: dict[str, type[MetaLearner]] = {m.name: m for m in (Abmll, Reptile, Multitask, Sequential)}
+
+
+def make_meta_learner(
+    model: Any, scorer: Scorer[Any], tasks: Sequence[Task], config: MetaConfig, seed: int
+) -> MetaLearner:
+    """The meta-learner that `config.name` names, for a model whose default adapter is the start of theta."""
+    if config.name not in _REGISTRY:
+        raise unknown("meta-learner to train", config.name, _REGISTRY)
+    return _REGISTRY[config.name](model, scorer, tasks, config, seed)
