@@ -11,6 +11,7 @@ from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
 from abmll.experiment.config import ModelConfig, RunConfig, from_dict
+from abmll.experiment.facts import posterior_facts
 from abmll.experiment.identity import same_base
 from abmll.experiment.models import load_base
 from abmll.experiment.prior import Prior, check_examples
@@ -134,17 +135,7 @@ def load(
         UserError: no posterior, a damaged folder, or one that was made for another base model.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"adapter folder {path} does not exist; `abmll adapt` or `save_pretrained` writes one")
-    if not (path / folders.FACTS).is_file():
-        raise UserError(
-            f"{path} is no task's adapter (it has no {folders.FACTS}); adapt it to a task first: abmll adapt {path}"
-        )
-    facts = adapter_folder.read_facts(path)
-    if facts["kind"] != "posterior":
-        raise UserError(
-            f"{path} holds a {facts['kind']}, which knows no task yet; adapt it to one first: abmll adapt {path}"
-        )
+    facts = posterior_facts(path)
     config = from_dict(facts["config"])
     config = config if base is None else replace(config, model=base)
     if model is None:

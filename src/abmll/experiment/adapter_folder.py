@@ -12,10 +12,9 @@ from abmll.errors import UserError
 from abmll.experiment import folders
 from abmll.experiment.card import model_card
 from abmll.experiment.config import RunConfig
+from abmll.experiment.facts import FORMAT
 from abmll.experiment.identity import base_fingerprint
 from abmll.experiment.provenance import versions
-
-FORMAT = 1
 
 
 def write(folder: Path, model: Any, adapter: str, config: RunConfig, facts: Mapping[str, Any]) -> None:
@@ -48,17 +47,6 @@ def write(folder: Path, model: Any, adapter: str, config: RunConfig, facts: Mapp
     }
     folders.write_json(folder / folders.FACTS, content)
     folders.write_text(folder / "README.md", model_card(content))
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """`abmll.json`; UserError where it is missing, damaged or of a later version."""
-    facts = folders.read_json(folder / folders.FACTS)
-    if facts.get("format") != FORMAT:
-        raise UserError(f"{folder / folders.FACTS} has format {facts.get('format')!r}, not {FORMAT}; update abmll")
-    missing = [name for name in ("kind", "config", "base_model") if name not in facts]
-    if missing:
-        raise UserError(f"{folder / folders.FACTS} has no {missing[0]!r}; the folder is damaged, write it again")
-    return facts
 
 
 def attach(base: Any, folder: Path) -> Any:

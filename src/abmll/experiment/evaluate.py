@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from abmll.errors import UserError
+from abmll.experiment.paper import Arrays, paper_arrays, wants_paper
 from abmll.metrics import Cell
 from abmll.posterior import PosteriorConfig, make_posterior
 from abmll.predict import predict
@@ -40,6 +42,8 @@ class Outcome:
         forwards: forward passes a prediction takes (draws).
         truncated: texts that lost their end.
         losses: of the adaptation steps, nats summed over the batch.
+        query_missing: query rows that the task could not give.
+        paper: the paper's own arrays (`paper.paper_arrays`), where the run is scored as the paper scores.
     """
 
     cell: Cell
@@ -48,6 +52,8 @@ class Outcome:
     forwards: int
     truncated: int
     losses: tuple[float, ...]
+    query_missing: int = 0
+    paper: Arrays | None = None
 
 
 def evaluate_task(
@@ -70,6 +76,7 @@ def evaluate_task(
     losses = posterior.fit(rows.support, protocol.seed)
     seconds_adapt = time.perf_counter() - began
     outcomes = {}
+    paper = paper_arrays(posterior, rows.query) if wants_paper(scorer) else None
     for S in samples:
         began = time.perf_counter()
         prediction = predict(posterior, rows.query, samples=S, seed=protocol.seed)
@@ -86,7 +93,8 @@ def evaluate_task(
         )
         seconds = time.perf_counter() - began
         cut = len(scorer.truncated) - before
-        outcomes[S] = Outcome(cell, seconds_adapt, seconds, prediction.log_probs.shape[1], cut, tuple(losses))
+        forwards = prediction.log_probs.shape[1]
+        outcomes[S] = Outcome(cell, seconds_adapt, seconds, forwards, cut, tuple(losses), rows.query_missing, paper)
     return outcomes
 
 
@@ -142,17 +150,30 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "forwards": outcome.forwards,
         "truncated": outcome.truncated,
         "losses": outcome.losses,
+        "query_missing": outcome.query_missing,
     }
     temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(
-        temporary,
-        log_probs=np.asarray(c.log_probs, dtype=np.float32),
-        labels=np.asarray(c.labels, dtype=np.int64),
-        rows=np.asarray(c.rows, dtype=np.int64),
-        facts=np.array(json.dumps(facts)),
-    )
+    arrays: dict[str, Any] = {
+        "log_probs": np.asarray(c.log_probs, dtype=np.float32),
+        "labels": np.asarray(c.labels, dtype=np.int64),
+        "rows": np.asarray(c.rows, dtype=np.int64),
+        "facts": np.array(json.dumps(facts)),
+        **{f"paper_{name}": array for name, array in (outcome.paper or {}).items()},
+    }
+    np.savez_compressed(temporary, **arrays)
     os.replace(temporary, path)
     return path
+
+
+def load_paper(folder: Path) -> list[tuple[Arrays, NDArray[Any]]]:
+    """The paper's own arrays of every stored cell that has them, each with the labels."""
+    found: list[tuple[Arrays, NDArray[Any]]] = []
+    for path in sorted((folder / "cells").glob("*.npz")):
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name.removeprefix("paper_"): data[name] for name in data.files if name.startswith("paper_")}
+            if arrays:
+                found.append((arrays, data["labels"]))
+    return found
 
 
 def load_cells(folder: Path, method: str) -> Iterator[tuple[Cell, dict[str, Any]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
 from abmll.experiment.config import RunConfig, check, from_dict, merge, preset
+from abmll.experiment.facts import adapter_folder_of, read_facts
 from abmll.experiment.identity import same_base
 from abmll.experiment.models import add_adapter, load_base
 from abmll.experiment.prior import Prior
@@ -31,7 +32,7 @@ def load_prior(start: str | Path, changes: Changes | None = None, *, preset_name
         UserError: nothing usable at `start`, changes that it cannot take, another base model.
     """
     path, changes = Path(start), changes or {}
-    folder = _adapter_folder_of(path)
+    folder = adapter_folder_of(path)
     if folder is None:
         config = RunConfig() if preset_name is None else preset(preset_name)
         config = merge(merge(config, {"model": {"name": str(start)}}), changes)
@@ -45,18 +46,8 @@ def load_prior(start: str | Path, changes: Changes | None = None, *, preset_name
     return _foreign(folder, changes)
 
 
-def _adapter_folder_of(path: Path) -> Path | None:
-    if (path / folders.ADAPTER_CONFIG).is_file():
-        return path
-    if (path / folders.PRIOR / folders.ADAPTER_CONFIG).is_file():
-        return path / folders.PRIOR
-    if (path / folders.CONFIG).is_file():
-        raise UserError(f"{path} is a run that has not ended; finish it with `abmll metatrain --resume {path}`")
-    return None
-
-
 def _ours(folder: Path, changes: Changes) -> Prior:
-    facts = adapter_folder.read_facts(folder)
+    facts = read_facts(folder)
     stored = from_dict(facts["config"])
     config = merge(stored, changes)
     for part in ("adapter", "meta"):

@@ -1,0 +1,87 @@
+"""What a user sees while a command works: progress and logs on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from abmll.experiment.train import Progress
+
+
+def quiet(threads: int | None = None) -> None:
+    """Silence the libraries' bars and advice. Imports torch and transformers."""
+    import torch
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def say(message: str) -> None:
+    """One line of log."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A progress bar where stderr is a terminal; elsewhere a plain line now and then.
+
+    Use as a context manager; `advance(done, text)` moves it.
+    """
+
+    def __init__(self, what: str, total: int, every: float = 10.0) -> None:
+        self.what = what
+        self.total = total
+        self.every = every
+        self.rich: Any = None
+        self.last = 0.0
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(compact=True),
+            )
+            self.rich = Progress(*columns, console=Console(stderr=True))
+            self.rich.start()
+            self.task = self.rich.add_task(self.what, total=self.total, text="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        if self.rich is not None:
+            self.rich.stop()
+
+    def advance(self, done: int, text: str) -> None:
+        """`done` of the total are done; `text` stands beside it."""
+        if self.rich is not None:
+            self.rich.update(self.task, completed=done, text=text)
+            return
+        now = time.monotonic()
+        if done == self.total or now - self.last >= self.every:
+            self.last = now
+            say(f"{self.what} {done}/{self.total}  {text}")
+
+
+class TrainingBar(Bar):
+    """The bar as an observer of `experiment.train`: loss, KL, tokens/s and the time left."""
+
+    def __call__(self, progress: Progress) -> None:
+        """After every step."""
+        info = progress.info
+        parts = [f"loss {info.nll:.3f}"]
+        if info.kl:
+            parts.append(f"KL {info.kl:.3g}")
+        parts += [f"{progress.tokens_per_second:,.0f} tokens/s", f"{progress.seconds_left:.0f} s left"]
+        self.advance(progress.step, "  ".join(parts))

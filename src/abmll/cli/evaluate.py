@@ -1,0 +1,90 @@
+"""`abmll evaluate`: a start on a suite's unseen tasks, with intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abmll.cli.console import Bar, quiet, say
+from abmll.cli.parsing import Settings, number_list
+
+if TYPE_CHECKING:
+    from abmll.experiment.results import Seen
+
+GROUPS = ("model", "adapter", "scoring", "posterior", "seed")
+STEPS = "posterior.steps"
+
+
+def evaluate(
+    start: str,
+    settings: Settings,
+    *,
+    suite: str,
+    output: Path,
+    shots: int = 16,
+    query: int | None = 100,
+    seeds: str = "1",
+    method: str | None = None,
+    preset: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Adapt to every unseen task, predict, store every probability, and print the table.
+
+    Args:
+        start: a run folder, an adapter folder (ABMLL or a PEFT LoRA), or a base model.
+        settings: what the user gave of RunConfig.
+        suite: a built-in name or a path; its test tasks are evaluated.
+        output: the result folder to write: cells, result.json, table.md.
+        shots: labelled examples a task.
+        query: scored examples a task; null for all the others.
+        seeds: such as 1,2,3: of support draw, adaptation and prediction.
+        method: the row's name in the table.
+        preset: settings of a published system, for a base model as START.
+        resume: go on with a result folder: what is stored is not done again.
+        overwrite: replace an output folder that exists.
+    """
+    from abmll.experiment import folders
+    from abmll.tasks import load_suite
+
+    chosen = number_list(seeds, "--seeds")
+    tasks = load_suite(suite)
+    if not resume:
+        folders.refuse_existing(output, overwrite)
+
+    say(f"loading {start}")
+    quiet()
+    from rich.console import Console
+
+    from abmll.experiment import load_prior
+    from abmll.experiment.results import evaluate_suite
+    from abmll.report.table import terminal
+
+    prior = load_prior(start, settings, preset_name=preset)
+    try:
+        with Bar("evaluating", len(tasks.test) * len(chosen)) as bar:
+
+            def seen(cell: Seen) -> None:
+                seconds = cell.outcome.seconds_adapt + cell.outcome.seconds_predict
+                bar.advance(cell.done, f"{cell.task.name}  seed {cell.seed}  {seconds:.1f} s")
+
+            summary = evaluate_suite(
+                prior,
+                tasks,
+                output,
+                shots=shots,
+                query=query,
+                seeds=chosen,
+                method=method,
+                resume=resume,
+                overwrite=overwrite,
+                observe=seen,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the cells are kept, go on with the same command and --resume") from None
+    Console(width=None).print(terminal(summary))
+    result = folders.read_json(output / folders.RESULT)
+    if "paper" in result:
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in result["paper"].items())
+        print(f"the paper's own metrics, for comparison only: {numbers}")
+    print(f"result: {output / folders.RESULT}")

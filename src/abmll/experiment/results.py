@@ -1,0 +1,144 @@
+"""A result folder: stored cells, `result.json` with where they come from, and a table made from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.errors import UserError
+from abmll.experiment import folders
+from abmll.experiment.evaluate import Outcome, Protocol, cell_path, evaluate, load_cells, load_paper
+from abmll.experiment.paper import paper_metrics
+from abmll.experiment.prior import Prior, check_examples
+from abmll.experiment.provenance import provenance
+from abmll.metrics import Summary, summarise
+from abmll.report.table import markdown
+from abmll.tasks.splits import draw_rows, suite_hash
+from abmll.tasks.task import Suite, Task
+
+IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an observer sees after every cell: how many of how many are done, and the last one."""
+
+    done: int
+    cells: int
+    task: Task
+    seed: int
+    outcome: Outcome
+
+
+def evaluate_suite(
+    prior: Prior,
+    suite: Suite,
+    output: str | Path,
+    *,
+    shots: int = 16,
+    query: int | None = 100,
+    seeds: Sequence[int] = (1,),
+    method: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    observe: Callable[[Seen], None] | None = None,
+) -> Summary:
+    """Adapt to every test task of a suite under every seed, predict, store, and summarise.
+
+    Args:
+        prior: the start.
+        suite: its `test` tasks are evaluated.
+        output: receives `cells/*.npz` (every option log-probability), `result.json` and `table.md`.
+        shots: labelled examples a task.
+        query: scored examples a task; None: all the others.
+        seeds: of support draw, adaptation and prediction.
+        method: the row's name in the table; None: meta-learner and posterior.
+        resume: keep the cells that `output` has from the same start, suite and protocol.
+        overwrite: replace what `output` has.
+        observe: called after every cell.
+
+    Raises:
+        UserError: no test task, one with too few examples, or an `output` that is in the way.
+    """
+    if not suite.test:
+        raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
+    if not seeds:
+        raise UserError("no seed to evaluate with; give at least one")
+    for task in suite.test:
+        check_examples(prior.scorer, task.name, task.examples)
+        rows = draw_rows(task, shots=shots, query=query, seed=seeds[0])
+        if not rows.query:
+            raise UserError(
+                f"task {task.name!r} has {len(task)} examples, of which {shots} are the support: none is left to score"
+            )
+    samples = prior.config.posterior.samples
+    identity = {
+        "config_hash": prior.config.hash(),
+        "prior_hash": prior.hash,
+        "suite_hash": suite_hash(suite),
+        "protocol": {"shots": shots, "query": query, "samples": samples},
+    }
+    folder = _open(Path(output), identity, resume, overwrite)
+    done = 0
+    for seed in seeds:
+        for task in suite.test:
+            stored = cell_path(folder, task.name, seed).is_file()
+
+            def note(task: Task, outcomes: dict[int, Outcome], seed: int = seed, done: int = done) -> None:
+                if observe is not None:
+                    observe(Seen(done + 1, len(seeds) * len(suite.test), task, seed, outcomes[samples]))
+
+            if not stored:
+                protocol = Protocol(shots, query, seed)
+                evaluate(prior.model, prior.scorer, prior.config.posterior, [task], protocol, {samples: folder}, note)
+            done += 1
+    name = method or f"{prior.config.meta.name} + {prior.config.posterior.name}"
+    return _conclude(folder, prior, suite, identity, name, seeds)
+
+
+def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> Path:
+    if resume and (folder / IDENTITY).is_file():
+        before = folders.read_json(folder / IDENTITY)
+        odd = [name for name, value in identity.items() if before.get(name) != value]
+        if odd:
+            raise UserError(
+                f"{folder} was begun with another {odd[0]} ({before.get(odd[0])}, now {identity[odd[0]]}); "
+                "evaluate into another folder, or replace it with --overwrite"
+            )
+        return folder
+    if (folder / IDENTITY).is_file() and not overwrite:
+        raise UserError(f"output folder {folder} exists; go on with --resume, or replace it with --overwrite")
+    folders.fresh_folder(folder, overwrite)
+    folders.write_json(folder / IDENTITY, identity)
+    return folder
+
+
+def _conclude(
+    folder: Path, prior: Prior, suite: Suite, identity: dict[str, Any], name: str, seeds: Sequence[int]
+) -> Summary:
+    wanted = {(task.name, seed) for task in suite.test for seed in seeds}
+    stored = [(cell, facts) for cell, facts in load_cells(folder, name) if (cell.task, cell.seed) in wanted]
+    summary = summarise([cell for cell, _ in stored])
+    paper = load_paper(folder)
+    result = {
+        "kind": "evaluation",
+        "method": name,
+        **identity,
+        "suite": suite.name,
+        "seeds": list(seeds),
+        "tasks": [task.name for task in suite.test],
+        "config": asdict(prior.config),
+        "provenance": provenance({"prompt": prior.config.scoring.prompt}),
+        "truncated": sum(facts["truncated"] for _, facts in stored),
+        "query_missing": sum(facts["query_missing"] for _, facts in stored),
+        "seconds": {
+            part: round(sum(facts[f"seconds_{part}"] for _, facts in stored), 2) for part in ("adapt", "predict")
+        },
+        "summary": summary.to_dict(),
+        **({"paper": paper_metrics(paper)} if paper else {}),
+    }
+    folders.write_text(folder / "table.md", markdown(summary))
+    folders.write_json(folder / folders.RESULT, result)
+    return summary
