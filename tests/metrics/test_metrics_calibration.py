@@ -93,6 +93,12 @@ def test_adaptive_bins_hold_equal_counts() -> None:
     assert adaptive_ece(confidence, correct, 30) == pytest.approx(ece_per_example(confidence, correct))
 
 
+def test_equal_confidences_share_the_adaptive_bin_where_they_begin() -> None:
+    # two bins of four rows: 0.6 begins at rank 1, in the first bin, so all three of them are there; 0.9 is alone
+    assert adaptive_ece([0.3, 0.6, 0.6, 0.6], [0, 1, 1, 1], 2) == pytest.approx(abs(2.1 - 3) / 4)
+    assert adaptive_ece([0.6, 0.6, 0.6, 0.9], [0, 1, 1, 0], 2) == pytest.approx((abs(1.8 - 2) + 0.9) / 4)
+
+
 def test_classwise_ece_is_the_mean_of_binary_ones() -> None:
     probs, labels = a_task(5)
     by_hand = np.mean([ece_by_hand(probs[:, c], labels == c, 10) for c in range(3)])

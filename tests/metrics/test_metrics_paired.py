@@ -114,7 +114,7 @@ def null_cells(rng: np.random.Generator, n_tasks: int, n_seeds: int) -> tuple[np
     """Two equal methods: tasks share their difficulty, each method suits each task more or less, seeds add noise."""
     difficulty = rng.normal(0, 2, (n_tasks, 1)) + rng.normal(0, 0.5, (1, n_seeds))
     ours, base = (
-        difficulty + rng.normal(0, 0.7, (n_tasks, 1)) + rng.normal(0, 1.0, (n_tasks, n_seeds)) for _ in range(2)
+        difficulty + rng.normal(0, 0.9, (n_tasks, 1)) + rng.normal(0, 1.0, (n_tasks, n_seeds)) for _ in range(2)
     )
     return ours, base
 

@@ -9,7 +9,7 @@ import pytest
 
 from abmll import metrics as m
 from abmll.errors import UserError
-from abmll.metrics import Cell, summarise
+from abmll.metrics import Cell, Estimate, summarise
 
 
 def study(
@@ -160,6 +160,28 @@ def test_it_is_ready_for_json_and_repeatable() -> None:
     assert text == json.dumps(again.to_dict(), allow_nan=False)
     assert text != json.dumps(summarise(CELLS, baseline="base", n_boot=100, seed=1).to_dict())
     assert {"rows", "families", "comparisons", "scope", "notes"} <= json.loads(text).keys()
+
+
+def test_numbers_that_json_cannot_hold_become_none() -> None:
+    estimate = Estimate(float("nan"), float("-inf"), 1.0, None, None, 1, 1)
+    assert estimate.to_dict() == {
+        "value": None,
+        "low": None,
+        "high": 1.0,
+        "corrected": None,
+        "null": None,
+        "n_tasks": 1,
+        "n_cells": 1,
+        "skipped": 0,
+    }
+
+
+def test_calibration_errors_of_tasks_are_compared_above_their_noise_floor() -> None:
+    table = summarise(study(methods={"calm": (1.5, 0.8), "loud": (1.5, 4.0)}), baseline="calm", n_boot=20)
+    calm, loud = (table.row(name).metrics["task_ece"] for name in ("calm", "loud"))
+    assert calm.null > loud.null + 0.02  # a confident method has less noise
+    comparison = next(c for c in table.comparisons if c.metric == "task_ece")
+    assert comparison.difference == pytest.approx((loud.value - loud.null) - (calm.value - calm.null), abs=1e-12)
 
 
 def test_undefined_auroc_is_skipped_and_counted() -> None:

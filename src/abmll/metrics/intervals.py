@@ -3,6 +3,10 @@
 All start from the values of each (task, seed) cell and the same under R sets of example weights, and add the weights of
 tasks and seeds (`resampling`). An interval is the percentile interval of the replicates, moved so that the replicates'
 mean lies on the (bias-corrected) estimate, and widened by t / z for the few tasks and seeds there are.
+
+Simulated coverage of the 95 % intervals, 6 to 15 tasks and 3 to 5 seeds: 89 to 98 % for averages over tasks, least with
+3 seeds whose effects dominate; 90 to 98 % for the pooled ECE, but near 80 % for new tasks where a true pooled error is
+as small as its own noise.
 """
 
 from __future__ import annotations
