@@ -48,19 +48,24 @@ def test_kl_and_its_gradient_vanish_exactly_where_q_is_p(pair):
     assert (l_q.grad == 0).all()
 
 
-@pytest.mark.parametrize("size", [1e-7, 1e-6, 3e-5, 1e-3, 0.05, 0.0999, 0.1001, 1.0, 20.0])
+@pytest.mark.parametrize("size", [1e-7, 1e-6, 3e-5, 1e-3, 0.0666, 0.1, 1.0, 20.0])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_kl_and_its_gradient_keep_their_digits_in_float32_however_close_the_log_variances(size, sign):
-    d = (sign * size * torch.rand(50, generator=torch.Generator().manual_seed(1)).add(0.5)).requires_grad_()
-    zero = torch.zeros(50)
+def test_kl_and_its_gradient_keep_their_digits_however_close_the_log_variances(size, sign):
+    spread = torch.rand(50, generator=torch.Generator().manual_seed(1)) + 0.5
+    for dtype, digits in ((torch.float32, 4e-6), (torch.float64, 1e-13)):
+        check_kl_against_mpmath((sign * size * spread.to(dtype)).requires_grad_(), digits)
+
+
+def check_kl_against_mpmath(d: Tensor, digits: float) -> None:
+    zero = torch.zeros_like(d)
     each = gaussian.kl(zero, d, zero, zero)
     each.sum().backward()
     with mpmath.workdps(50):
         values = [mpmath.mpf(v) for v in d.tolist()]
         exact = torch.tensor([float((mpmath.e**v - 1 - v) / 2) for v in values], dtype=torch.float64)
         slope = torch.tensor([float((mpmath.e**v - 1) / 2) for v in values], dtype=torch.float64)
-    torch.testing.assert_close(each.double(), exact, rtol=1e-5, atol=0)
-    torch.testing.assert_close(d.grad.double(), slope, rtol=1e-6, atol=0)
+    torch.testing.assert_close(each.detach().double(), exact, rtol=digits, atol=0)
+    torch.testing.assert_close(d.grad.double(), slope, rtol=digits, atol=0)
 
 
 def test_kl_at_the_published_start_keeps_the_digits_of_a_small_mean():
