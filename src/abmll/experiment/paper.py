@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from abmll.adapter import modes
+from abmll.experiment.stored import Arrays
 from abmll.metrics import ece_per_example
 from abmll.posterior import Posterior
 from abmll.scoring import Letters
 from abmll.tasks.prompts import LETTERS
 from abmll.tasks.task import Example
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @torch.no_grad()

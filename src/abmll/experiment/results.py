@@ -9,10 +9,11 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.experiment import folders
-from abmll.experiment.evaluate import Outcome, Protocol, cell_path, evaluate, load_cells, load_paper
+from abmll.experiment.evaluate import Protocol, evaluate
 from abmll.experiment.paper import paper_metrics
 from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
+from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper
 from abmll.metrics import Summary, summarise
 from abmll.report.table import markdown
 from abmll.tasks.splits import draw_rows, suite_hash

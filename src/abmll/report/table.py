@@ -38,6 +38,7 @@ COLUMNS = (
     Column("nll", "NLL (nats)"),
     Column("brier", "Brier"),
 )
+DEMO_COLUMNS = COLUMNS[:3]
 # A row of known values, such as the Bayes ceiling: metric -> value.
 Known = Mapping[str, float]
 
