@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import abmll
+from abmll.experiment.config import merge
 from abmll.tasks import Example, Suite, Task, save_suite
 
 COLOURS = ("red", "green", "blue", "grey")
@@ -105,3 +107,18 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
     """A JSONL file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def settings(meta: str = "abmll", latent: str = "output", **changes: object) -> abmll.RunConfig:
+    """Quick settings: four steps of two inner ones at rates that move something."""
+    rates = {"abmll": {"inner_lr": 0.02, "outer_lr": 0.05, "beta": 1e-2}}.get(meta, {"inner_lr": 0.02})
+    posterior = {"name": "point" if latent == "point" else "variational", "lr": 0.02, "steps": 3, "samples": 3}
+    made = merge(
+        abmll.RunConfig(),
+        {
+            "adapter": {"latent": latent},
+            "meta": {"name": meta, "episodes": 4, "inner_steps": 2, "batch_size": 3, **rates},
+            "posterior": {**posterior, "batch_size": 4, "beta": 1e-2},
+        },
+    )
+    return merge(made, changes)

@@ -17,6 +17,7 @@ _EXPORTS = {
     "AbmllConfig": "abmll.adapter.config",
     "AdaptedTask": "abmll.experiment.adapted",
     "MetaConfig": "abmll.meta.config",
+    "ModelConfig": "abmll.experiment.config",
     "PosteriorConfig": "abmll.posterior.config",
     "Prediction": "abmll.predict",
     "Prior": "abmll.experiment.prior",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from abmll.experiment.adapted import AdaptedTask as AdaptedTask
     from abmll.experiment.adapted import adapt as adapt
     from abmll.experiment.adapted import load as load
+    from abmll.experiment.config import ModelConfig as ModelConfig
     from abmll.experiment.config import RunConfig as RunConfig
     from abmll.experiment.config import preset as preset
     from abmll.experiment.prior import Prior as Prior
