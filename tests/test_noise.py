@@ -94,7 +94,7 @@ def test_the_finaliser_avalanches():
 def test_draws_are_fixed_numbers():
     """A change here changes every stored result: it must be deliberate."""
     z = noise.normal(noise.fold(stable_hash("a"), 2, torch.tensor([3, 4])), 3)
-    wanted = torch.tensor([[0.6493658, 0.2708857, -0.2673527], [-1.2540863, 0.4377530, 0.3489136]])
+    wanted = torch.tensor([[1.6559076, 0.0967446, 1.6080080], [-0.0842786, 2.0172248, 1.8490067]])
     torch.testing.assert_close(z, wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -48,6 +48,7 @@ class Tokens:
     text: Tensor
     position: Tensor
     mask: Tensor
+    _rows: dict[Scope, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def default(cls, shape: tuple[int, int], device: torch.device) -> Tokens:
@@ -59,9 +60,11 @@ class Tokens:
 
     def address(self, key: int, layer: int, sample: int, scope: Scope) -> Tensor:
         """int64 noise addresses (batch, tokens): `scope` forgets the position (sequence) or the text too (batch)."""
-        text = self.text if scope != "batch" else torch.zeros_like(self.text)
-        position = self.position if scope == "token" else torch.zeros_like(self.position)
-        return noise.fold(key, layer, sample, text, position, device=self.text.device)
+        if scope not in self._rows:  # the same for all layers and samples of a forward pass
+            text = self.text if scope != "batch" else torch.zeros_like(self.text)
+            position = self.position if scope == "token" else torch.zeros_like(self.position)
+            self._rows[scope] = noise.fold(text, position)
+        return noise.fold(key, layer, sample, self._rows[scope])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ the "structured LoRA" of ABMLL's first version: some batches of one task, then o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 from abmll.adapter import modes, state
 from abmll.hashing import stable_hash
 from abmll.meta.base import Info, MetaLearner
 from abmll.posterior.objective import adamw, descend, terms
 from abmll.tasks.sampling import minibatches
-from abmll.tasks.task import Example
+from abmll.tasks.task import Example, Task
 
 
 class Sequential(MetaLearner):
@@ -26,43 +27,56 @@ class Sequential(MetaLearner):
         """One optimiser over theta itself."""
         self.optimizers["outer"] = adamw(state.parameters(self.model, state.PRIOR), self.config.inner_lr)
 
-    def batches(self, index: int) -> list[tuple[Sequence[str], Sequence[Example]]]:
-        """The step's batches: every example's task, and the examples."""
+    def batches(self, index: int) -> list[tuple[str, Sequence[Example]]]:
+        """The step's batches, each of one task."""
         episode = self.episodes(index, self.config.inner_steps + 1)
-        return [([episode.task] * len(examples), examples) for examples in episode.batches]
+        return [(episode.task, examples) for examples in episode.batches]
 
     def step(self, index: int) -> Info:
         """K + 1 gradient steps on the summed NLL."""
         nll, count, tokens = 0.0, 0, 0
         mode = modes.Mean(state.PRIOR, train=True)
-        for k, (names, examples) in enumerate(self.batches(index)):
-            batch = self.scorer.collate(names, examples)
+        for k, (task, examples) in enumerate(self.batches(index)):
+            batch = self.scorer.collate(task, examples)
             t = terms(self.model, self.scorer, batch, mode)
             nll += descend(t.nll, self.optimizers["outer"], f"gradient step {k} of step {index}")
             count, tokens = count + t.n, tokens + batch.n_tokens
-        return Info(names[-1], nll / count, 0.0, 0.0, tokens, self.config.inner_steps + 1)
+        return Info(task, nll / count, 0.0, 0.0, tokens, self.config.inner_steps + 1)
 
 
 class Multitask(Sequential):
-    """K + 1 steps on batches drawn from the union of all tasks' rows, each batch mixed."""
+    """K + 1 steps on the shuffled union of all tasks.
+
+    A pass cuts every task's shuffled rows into batches and shuffles the batches of all tasks together, so a batch
+    belongs to one task, as in an episode: it has one set of options to encode.
+    """
 
     name = "multitask"
 
     def init(self) -> None:
-        """The optimiser, and the union of all rows."""
+        """The optimiser; the pass at hand is shuffled once."""
         super().init()
-        self._passes: dict[int, list[list[int]]] = {}  # the pass at hand: its shuffle is made once
-        self.union = [(task.name, example) for task in self.episodes.tasks for example in task.examples]
+        self._passes: dict[int, list[tuple[str, Sequence[Example]]]] = {}
 
-    def batches(self, index: int) -> list[tuple[Sequence[str], Sequence[Example]]]:
-        """Rows of shuffled passes over the union; a function of (seed, index)."""
-        steps, size = self.config.inner_steps + 1, min(self.config.batch_size, len(self.union))
-        per_pass = len(self.union) // size
-        drawn: list[tuple[Sequence[str], Sequence[Example]]] = []
-        for number in range(index * steps, (index + 1) * steps):
-            lap, place = divmod(number, per_pass)
-            if lap not in self._passes:
-                self._passes = {lap: minibatches(len(self.union), size, per_pass, stable_hash("union", self.seed, lap))}
-            rows = [self.union[i] for i in self._passes[lap][place]]
-            drawn.append(([name for name, _ in rows], [example for _, example in rows]))
-        return drawn
+    def _batches_of(self, task: Task) -> int:
+        return max(1, len(task) // self.config.batch_size)
+
+    def _pass(self, lap: int) -> list[tuple[str, Sequence[Example]]]:
+        """All batches of pass `lap` in their order: a function of (seed, lap)."""
+        if lap not in self._passes:
+            drawn: list[tuple[str, Sequence[Example]]] = []
+            for task in self.episodes.tasks:
+                key = stable_hash("union", self.seed, lap, task.name)
+                rows = minibatches(len(task), self.config.batch_size, self._batches_of(task), key)
+                drawn += [(task.name, [task.examples[i] for i in batch]) for batch in rows]
+            Random(stable_hash("union order", self.seed, lap)).shuffle(drawn)
+            self._passes = {lap: drawn}
+        return self._passes[lap]
+
+    def batches(self, index: int) -> list[tuple[str, Sequence[Example]]]:
+        """The next K + 1 batches of the passes."""
+        steps = self.config.inner_steps + 1
+        per_pass = sum(self._batches_of(task) for task in self.episodes.tasks)
+        return [
+            self._pass(number // per_pass)[number % per_pass] for number in range(index * steps, (index + 1) * steps)
+        ]

@@ -59,8 +59,8 @@ class Scorer(ABC, Generic[B]):
         )
 
     @abstractmethod
-    def collate(self, task: str | Sequence[str], examples: Sequence[Example]) -> B:
-        """Encode examples of one task, or of one task each: the task's name is in the prompt where there is one."""
+    def collate(self, task: str, examples: Sequence[Example]) -> B:
+        """Encode examples of one task. Its name is part of the prompt where the prompt has one."""
 
     @abstractmethod
     def option_log_probs(self, model: Any, batch: B) -> Tensor:
@@ -74,11 +74,6 @@ class Scorer(ABC, Generic[B]):
     def length(self, task: str, example: Example) -> int:
         """Tokens that the example costs: to batch examples of like length together."""
         return self.collate(task, [example]).n_tokens
-
-
-def task_names(task: str | Sequence[str], examples: Sequence[Example]) -> Sequence[str]:
-    """Every example's task."""
-    return [task] * len(examples) if isinstance(task, str) else task
 
 
 def labels_and_mask(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:

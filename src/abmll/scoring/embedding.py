@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, task_names
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.tasks.task import Example
 
@@ -53,13 +53,11 @@ class Embedding(Scorer[EmbeddingBatch]):
         padding = self.config.count_padding
         return pad(rows, self.pad_id, left=False, count_padding=padding, device=self.device)
 
-    def collate(self, task: str | Sequence[str], examples: Sequence[Example]) -> EmbeddingBatch:
+    def collate(self, task: str, examples: Sequence[Example]) -> EmbeddingBatch:
         """Each distinct option text is encoded once."""
-        named = list(zip(task_names(task, examples), examples, strict=True))
-        inputs = self._pad([self.encode(t, e.input) for t, e in named])
-        texts = {o: t for t, e in named for o in e.options}  # each text once, in order
-        distinct = {o: i for i, o in enumerate(texts)}
-        options = self._pad([self.encode(t, o) for o, t in texts.items()])
+        inputs = self._pad([self.encode(task, e.input) for e in examples])
+        distinct = {o: i for i, o in enumerate(dict.fromkeys(o for e in examples for o in e.options))}
+        options = self._pad([self.encode(task, o) for o in distinct])
         labels, mask = labels_and_mask(examples, self.device)
         index = torch.zeros(mask.shape, dtype=torch.int64)
         for i, example in enumerate(examples):

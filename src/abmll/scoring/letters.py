@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.errors import UserError
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, task_names
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.shorten import shorten
 from abmll.tasks.prompts import LETTERS, PromptTemplate, letters_of
@@ -119,9 +119,9 @@ class Letters(Scorer[LettersBatch]):
             self._cache[key] = _Encoded(Segment.of(ids), header)
         return self._cache[key]
 
-    def collate(self, task: str | Sequence[str], examples: Sequence[Example]) -> LettersBatch:
+    def collate(self, task: str, examples: Sequence[Example]) -> LettersBatch:
         """Left-padded prompts: the letter's logits stand in the last column."""
-        encoded = [self.encode(t, e) for t, e in zip(task_names(task, examples), examples, strict=True)]
+        encoded = [self.encode(task, e) for e in examples]
         padded = partial(
             pad, pad_id=self.pad_id, left=True, count_padding=self.config.count_padding, device=self.device
         )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, task_names
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.shorten import shorten
 from abmll.tasks.prompts import option_continuation, question_prompt
@@ -57,9 +57,9 @@ class Options(Scorer[OptionsBatch]):
             self._cache[key] = tuple((first, Segment.of(a[:most], after=first)) for a in answers)
         return self._cache[key]
 
-    def collate(self, task: str | Sequence[str], examples: Sequence[Example]) -> OptionsBatch:
+    def collate(self, task: str, examples: Sequence[Example]) -> OptionsBatch:
         """Left-padded rows: an option's tokens stand in the last columns."""
-        encoded = [self.encode(t, e) for t, e in zip(task_names(task, examples), examples, strict=True)]
+        encoded = [self.encode(task, e) for e in examples]
         rows = pad(
             [pair for pairs in encoded for pair in pairs],
             self.pad_id,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from abmll import gaussian, noise, ops
+from abmll import ops
 from abmll.adapter.latents.base import Latent
 
 if TYPE_CHECKING:
     from abmll.adapter.config import AbmllConfig
     from abmll.adapter.layer import AbmllLayer
-    from abmll.adapter.modes import Sample, Scope, Tokens, Variational
+    from abmll.adapter.modes import Sample, Tokens, Variational
 
 
 class Output(Latent):
@@ -45,29 +45,24 @@ class Output(Latent):
 
     def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
         """m(x) + exp(l(x)/2) eps, eps keyed by (key, layer, text, position, sample)."""
-        q = ops.project(x, _pairs(layer, name))
-        return gaussian.sample(q.m, q.l, _noise(layer, q.m, mode.key, mode.sample, mode.scope, layer.tokens(x, tokens)))
+        return ops.draw(ops.project(x, _pairs(layer, name)), _address(layer, x, mode, tokens))
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """A draw of the posterior's output; to the sink: the KL at this x, and for the prior's step the hyperprior."""
-        who = layer.tokens(x, tokens)
-        mask = who.mask.to(x.dtype)
-        if mode.update == "prior":
+        mask = layer.tokens(x, tokens).mask.to(x.dtype)
+        address = _address(layer, x, mode, tokens)
+        outer = mode.update == "prior"
+        if outer:
             x = x.detach()
-        q = ops.project(x, _pairs(layer, mode.posterior))
-        needs_draw = mode.draw or mode.kl == "sampled"
-        eps = _noise(layer, q.m, mode.key, mode.sample, mode.scope, who) if needs_draw else None
-        z = q.m if eps is None else gaussian.sample(q.m, q.l, eps)
-        drawn = z if mode.kl == "sampled" else None
-        if mode.update == "posterior":
-            p = ops.project(x, _pairs(layer, mode.prior))
-            mode.sink.add(ops.divergence(q, p, mask, drawn))
-        else:
-            q = ops.GaussianOutput(q.m.detach(), q.l.detach())
-            drawn = None if drawn is None else drawn.detach()
-            with torch.enable_grad():  # the base model runs without a graph; theta's gradient is local to the layer
-                p = ops.project(x, _pairs(layer, mode.prior))
-                mode.sink.add(ops.divergence(q, p, mask, drawn), ops.hyperprior(p, mask, mode.rate))
+        # The prior's step runs the base model without a graph; theta's own gradient is local to the layer.
+        with torch.set_grad_enabled(outer or torch.is_grad_enabled()):
+            q, p = ops.project_both(x, _pairs(layer, mode.posterior), _pairs(layer, mode.prior))
+            if mode.kl == "closed":
+                z, kl = ops.draw_and_divergence(q, p, mask, address if mode.draw else None)
+            else:
+                z = ops.draw(q, address)
+                kl = ops.divergence(q, p, mask, z)
+            mode.sink.add(kl, ops.hyperprior(p, mask, mode.rate) if outer else None)
         return z if mode.draw else q.m
 
 
@@ -82,6 +77,6 @@ def _pairs(layer: AbmllLayer, name: str) -> ops.Pairs:
     )
 
 
-def _noise(layer: AbmllLayer, like: Tensor, key: int, sample: int, scope: Scope, tokens: Tokens) -> Tensor:
-    address = tokens.address(key, layer.key_hash, sample, scope)  # (batch, tokens)
-    return noise.normal(address, like.shape[-1], like.dtype)  # (batch, tokens, d_out)
+def _address(layer: AbmllLayer, x: Tensor, mode: Sample | Variational, tokens: Tokens | None) -> Tensor:
+    """Noise addresses of the positions of x, (batch, tokens)."""
+    return layer.tokens(x, tokens).address(mode.key, layer.key_hash, mode.sample, mode.scope)
