@@ -122,3 +122,8 @@ def settings(meta: str = "abmll", latent: str = "output", **changes: object) -> 
         },
     )
     return merge(made, changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder and its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

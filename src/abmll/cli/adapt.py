@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import quiet, say
+from abmll.cli.console import loading, quiet, say
 from abmll.cli.parsing import Settings
 
 GROUPS = ("model", "adapter", "scoring", "posterior", "seed")
@@ -43,7 +43,7 @@ def adapt(
     if shots is not None:
         draw_rows(task, shots=shots, query=0, seed=0)
 
-    say(f"loading {start}")
+    loading(start)
     quiet()
     from abmll.experiment import adapt as fit
     from abmll.experiment import load_prior

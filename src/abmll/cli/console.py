@@ -29,6 +29,12 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def loading(what: str) -> None:
+    """Say that a model is being loaded, to somebody who waits at a terminal."""
+    if sys.stderr.isatty():
+        say(f"loading {what}")
+
+
 class Bar:
     """A progress bar where stderr is a terminal; elsewhere a plain line now and then.
 

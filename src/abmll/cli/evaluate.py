@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abmll.cli.console import Bar, quiet, say
+from abmll.cli.console import Bar, loading, quiet
 from abmll.cli.parsing import Settings, number_list
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def evaluate(
     if not resume:
         folders.refuse_existing(output, overwrite)
 
-    say(f"loading {start}")
+    loading(start)
     quiet()
     from rich.console import Console
 

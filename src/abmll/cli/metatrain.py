@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import TrainingBar, quiet, say
+from abmll.cli.console import TrainingBar, loading, quiet
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
 
@@ -67,7 +67,7 @@ def metatrain(
         raise UserError(f"suite {suite!r} is not what {resume} was begun with; resume with the same rows")
     track = tracking([name.strip() for name in trackers.split(",") if name.strip()], output)
 
-    say(f"loading {config.model.name}")
+    loading(config.model.name)
     quiet()
     from abmll.experiment import metatrain as learn
     from abmll.experiment.models import add_adapter, enable_checkpointing, load_base

@@ -154,8 +154,8 @@ def _explained(error: Exception, options: list[str], function: Any) -> UserError
         odd = text.split("unrecognized arguments:")[1].split()
         first = next((word for word in odd if word.startswith("-")), odd[0]).partition("=")[0]
         return _no_such_option(first, options)
-    if match := re.search(r"does not accept (?:option|nested key|key) '([^']+)'", text):
-        return _no_such_option(f"--{match[1]}", options, "config key")
+    if match := re.search(r"does not accept option '([^']+)'|Option '([^']+)' is not accepted", text):
+        return _no_such_option(f"--{match[1] or match[2]}", options, "config key")
     if match := re.search(r'[Kk]ey "([^"]+)"[^\n]*\s*Expected an? (.+?)\. Got value: (.*)', text, re.S):
         option, expected, value = match[1], match[2], match[3].strip()
         if choices := re.findall(r"'([^']+)'", expected) if "Literal" in expected else []:
@@ -167,7 +167,7 @@ def _explained(error: Exception, options: list[str], function: Any) -> UserError
         missing = [n.strip() for n in match[1].split(",")]
         named = [n.upper() if n in positional else f"--{n.lstrip('-')}" for n in missing]
         return UserError(f"{', '.join(named)} {'is' if len(named) == 1 else 'are'} missing; --help says what is needed")
-    if match := re.search(r'[Kk]ey "config"[^\n]*?: *(.*)', text, re.S):
+    if match := re.search(r'(?:[Kk]ey "config"[^\n]*?|Problems parsing config): *(.*)', text, re.S):
         return UserError(f"--config: {' '.join(match[1].split())}; give a YAML file of options")
     return UserError(" ".join(text.split()))
 
