@@ -62,7 +62,7 @@ def evaluate_task(
             log_probs=prediction.log_probs.numpy(),
             labels=np.array([e.label for e in rows.query]),
             family=task.metadata.get("kind"),
-            fixed_labels=task.labels is not None,
+            fixed_labels=all(e.options == task.examples[0].options for e in task.examples),  # one order, too
             token_noise=S > 0 and not prediction.epistemic,
             rows=rows.query_rows,
         )
