@@ -109,9 +109,10 @@ def run_job(job: Job, data: str) -> str:
     transformers.utils.logging.disable_progress_bar()
     from abmll.adapter import state
     from abmll.experiment.config import RunConfig, merge, preset
-    from abmll.experiment.evaluate import Protocol, cell_path, evaluate
+    from abmll.experiment.evaluate import Protocol, evaluate
     from abmll.experiment.models import add_adapter, load_base
     from abmll.experiment.provenance import provenance
+    from abmll.experiment.stored import cell_path
     from abmll.experiment.train import train
     from abmll.meta import make_meta_learner
     from abmll.scoring import make_scorer
@@ -177,7 +178,7 @@ def scores(folder: Path, method: str) -> dict[str, float]:
         return dict(json.loads((folder / SCORES).read_text()))
     import numpy as np
 
-    from abmll.experiment.evaluate import load_cells
+    from abmll.experiment.stored import load_cells
     from abmll.metrics import accuracy, ece, mixture, nll
 
     cells = [cell for cell, _ in load_cells(folder, method)]
