@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test test-fast lint format real bench docs clean
+.PHONY: setup demo test test-fast lint format real clean
 
 setup: $(VENV)/.done
 
