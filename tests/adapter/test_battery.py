@@ -65,6 +65,15 @@ def test_at_its_start_the_mean_changes_no_bit(latent, architecture, adapted, bas
     assert torch.equal(logits(adapted(latent, architecture, start=True), ids), logits(base_model(architecture), ids))
 
 
+@pytest.mark.parametrize("part", ["abmll_A", "abmll_logvar_A"])
+def test_every_a_starts_kaiming_uniform(part, base_model):
+    model = get_peft_model(base_model(), AbmllConfig(latent="output", r=16))
+    for layer in adapted_layers(model).values():
+        A, bound = getattr(layer, part)["default"].weight, layer.in_features**-0.5  # a = sqrt 5: gain / sqrt 3 = 1
+        assert 0.95 * bound < A.abs().max() <= bound
+        assert A.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
 @latents
 @battery
 def test_only_the_adapter_is_trainable_and_it_is_float32(latent, architecture, base_model):

@@ -54,6 +54,9 @@ def test_another_adapter_other_modules_and_a_partial_model(adapted, base_model, 
         model.set_adapter(adapter)
         plain = PeftModel.from_pretrained(base_model("bert"), export_lora(model, tmp_path / adapter, adapter))
         assert torch.equal(logits(plain, ids), logits(model, ids))
+        config = plain.peft_config["default"]
+        assert (config.layers_to_transform, config.modules_to_save, config.r) == ([1], ["classifier"], 3)
+        assert len([name for name, _ in plain.named_modules() if name.endswith(".lora_A.default")]) == 5
     with pytest.raises(UserError, match="no ABMLL adapter 'nobody'"):
         export_lora(model, tmp_path / "x", "nobody")
 
@@ -115,12 +118,16 @@ def test_merged_takes_the_named_adapter_and_writes_the_tokenizer(adapted, base_m
         def save_pretrained(self, folder):
             (folder / "tokenizer.json").write_text("{}")
 
-    model = adapted("output")
+    model = adapted("output", "bert", modules_to_save=["classifier"])
     state.ensure_task_adapter(model)
     shuffle(model, 4)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if f"modules_to_save.{state.TASK}" in name:
+                p.add_(0.5)
     folder = export_merged(model, tmp_path / "merged", Tokenizer(), state.TASK)
     assert (folder / "tokenizer.json").exists()
-    plain = type(base_model()).from_pretrained(folder)
+    plain = type(base_model("bert")).from_pretrained(folder)
     assert model.active_adapters == ["default"]
     model.set_adapter(state.TASK)
     torch.testing.assert_close(logits(plain, ids), logits(model, ids), rtol=1e-4, atol=1e-5)

@@ -182,14 +182,16 @@ def test_prior_step_gives_theta_its_gradient_without_a_graph_through_the_model(l
 
 @variational_latents
 def test_prior_step_is_the_same_with_the_likelihood_and_a_graph(latent, two, ids):
-    """NLL gives theta nothing, and the layers' inputs are detached whoever runs the model."""
+    """NLL gives theta nothing, and the layers' inputs are detached whoever runs the model and whatever else trains."""
     model, gradients = two(latent), []
+    embedding = model.get_input_embeddings().weight.requires_grad_()
     for lean in (True, False):
         mode = Variational(5, TASK, PRIOR, update="prior")
         with use(model, mode), torch.set_grad_enabled(not lean):
             nll = model(input_ids=ids, labels=ids).loss
-        assert not nll.requires_grad
+        assert nll.requires_grad != lean
         kl, hyper = state.totals(model, mode)
+        assert torch.autograd.grad(kl - 0.1 * hyper, embedding, retain_graph=True, allow_unused=True) == (None,)
         gradients.append(torch.autograd.grad(nll + kl - 0.1 * hyper, state.parameters(model, PRIOR)))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -348,7 +350,13 @@ def test_keys_samples_and_layers_each_give_another_draw(latent, adapted, ids):
         assert not torch.allclose(out[0], out[1])
         assert not torch.allclose(out[0], out[2])
     first, second = (adapted_layers(model)[f"model.layers.{i}.self_attn.q_proj"] for i in (0, 1))
-    assert first.key_hash != second.key_hash
+    x = torch.randn(1, 2, first.in_features)
+    with torch.no_grad():
+        for p, q in zip(first.parameters_of(PRIOR), second.parameters_of(PRIOR), strict=True):
+            q.copy_(p)
+        same = [layer.latents[PRIOR].sample(layer, PRIOR, x, Sample(1), None) for layer in (first, second)]
+        assert torch.equal(*(layer.latents[PRIOR].mean(layer, PRIOR, x) for layer in (first, second)))
+    assert not torch.allclose(*same)
 
 
 def test_a_point_is_its_own_draw_and_has_no_kl(adapted, ids):
