@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import random
 import string
@@ -46,16 +47,20 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the curriculum: family weights, share of invented words, and the loss at which the next one begins."""
+    """A step of the curriculum: family weights, share of words without a fixed meaning, and when the next one begins.
+
+    The next stage begins at the first hundred steps with a mean loss below `until`, or at step `last`.
+    """
 
     weights: dict[str, float]
     private: float
     until: float
+    last: int
 
 
-# First what words mean and how an option is named by its letter, then everything.
+# First what words mean and how an option is named by its letter; then everything; then more of what comes hard.
 STAGES = (
-    Stage({"match": 0.3, "pick": 1.5, "topic": 1.0, "tone": 1.0}, 0.0, 0.35),
+    Stage({"match": 0.3, "pick": 1.5, "topic": 1.0, "tone": 1.0}, 0.0, 0.35, 1000),
     Stage(
         {
             "tone": 1.0,
@@ -70,8 +75,35 @@ STAGES = (
         },
         0.1,
         0.0,
+        3000,
+    ),
+    Stage(
+        {
+            "tone": 1.0,
+            "topic": 1.0,
+            "entail": 3.0,
+            "sums": 1.0,
+            "sequence": 3.0,
+            "pick": 0.7,
+            "odd": 0.7,
+            "role": 3.0,
+            "match": 0.2,
+        },
+        0.1,
+        0.0,
+        0,
     ),
 )
+CYCLES = (3000, 2000)  # steps of each run of the cosine schedule down from the full rate
+
+
+def rate(step: int) -> float:
+    """The learning rate of step `step` (from 0) as a share of the full one: warm up over 100 steps, then cosine."""
+    for length in CYCLES:
+        if step < length:
+            return min((step + 1) / 100, 0.51 + 0.49 * math.cos(math.pi * step / length))
+        step -= length
+    return 0.02
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -163,7 +195,7 @@ def _rotate(x: torch.Tensor) -> torch.Tensor:
 
 
 def forward(model: LlamaForCausalLM, tokens: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (b, 3, vocabulary) before, at and after position `last` (b) of right-padded `tokens` (b, t), for less work.
+    """Logits (b, 3, vocabulary) before, at and after position `last` (b) of right-padded `tokens` (b, t), cheaply.
 
     They are the model's own: the last layer is computed for the three wanted positions alone, and no padding mask is
     needed before it. Also returns the last layer's input (b, t, hidden).
@@ -206,33 +238,48 @@ def accuracy(model: LlamaForCausalLM, core: Tokenizer, letters: torch.Tensor, ro
     return right / len(rows)
 
 
-def judge_loss(
-    judge: torch.nn.Linear, inner: torch.Tensor, tokens: torch.Tensor, target: torch.Tensor, first_mark: int
-) -> torch.Tensor:
-    """How well a linear read-out of the last layer's input tells, at each option's word, whether that option is right.
+class Helpers(torch.nn.Module):
+    """Two linear read-outs of the last layer's input, trained along and thrown away.
 
-    A helper for training only: without it the model has to find at once which option is right and where its letter
-    stands, and sits at chance for thousands of steps; with it, for some two hundred. Options are single words.
+    `judge` tells at each option's word whether that option is right: without it the model has to find at once which
+    option is right and where its letter stands, and sits at chance for thousands of steps instead of two hundred.
+    `recall` names the right option's word at the answer's place: it brings there what the text is about, which is
+    what adaptation to new labels needs. Options are single words.
     """
-    marks = tokens[:, :-1]
-    row, place = ((marks >= first_mark) & (marks < first_mark + 26)).nonzero(as_tuple=True)
-    which = tokens[row, place] - first_mark
-    verdict = judge(F.rms_norm(inner[row, place + 1], inner.shape[-1:]))[:, 0]
-    return F.binary_cross_entropy_with_logits(verdict, target[row, which])
+
+    def __init__(self, hidden: int, first_mark: int) -> None:
+        super().__init__()
+        self.judge = torch.nn.Linear(hidden, 1)
+        self.recall = torch.nn.Linear(hidden, hidden, bias=False)
+        self.first_mark = first_mark  # the token `A)`; `B)` to `Z)` follow it
+
+    def forward(
+        self, inner: torch.Tensor, tokens: torch.Tensor, last: torch.Tensor, target: torch.Tensor, words: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two losses (means); `words` (vocabulary, hidden) are the embeddings."""
+        marks = tokens[:, :-1]
+        row, place = ((marks >= self.first_mark) & (marks < self.first_mark + 26)).nonzero(as_tuple=True)
+        right = target[row, tokens[row, place] - self.first_mark]
+        inner = F.rms_norm(inner, inner.shape[-1:])
+        judge = F.binary_cross_entropy_with_logits(self.judge(inner[row, place + 1])[:, 0], right)
+        log_p = (self.recall(inner[torch.arange(len(last)), last]) @ words.T).log_softmax(-1)
+        recall = -(right * log_p[row, tokens[row, place + 1]]).sum() / len(last)
+        return judge, recall
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model into")
     parser.add_argument("--checkpoint", type=Path, help="file to resume from and to write every 500 steps")
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=sum(CYCLES), help="fewer for a trial; the schedule stays")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--inner", type=int, default=256)
-    parser.add_argument("--judge", type=float, default=2.0, help="weight of the training helper's loss")
+    parser.add_argument("--judge", type=float, default=2.0, help="weight of a training helper")
+    parser.add_argument("--recall", type=float, default=0.3, help="weight of a training helper")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -244,29 +291,27 @@ def main() -> None:
     assistant = int(tokenizer.convert_tokens_to_ids("<|assistant|>"))
     first_mark = int(tokenizer.convert_tokens_to_ids("A)"))
     model = build_model(len(tokenizer), args.hidden, args.layers, args.heads, args.inner)
-    judge = torch.nn.Linear(args.hidden, 1)
+    helpers = Helpers(args.hidden, first_mark)
     print("parameters", sum(p.numel() for p in model.parameters()), "vocabulary", len(tokenizer), flush=True)
     suite = mini_suite()
     avoid = frozenset(e.input for t in suite.tasks for e in t.examples)
     plain = [task for task in suite.train if task.metadata["facts"] == "plain"]
-    parameters = [*model.parameters(), *judge.parameters()]
+    parameters = [*model.parameters(), *helpers.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim == 2], "weight_decay": 0.05},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / 100, 0.51 + 0.49 * math.cos(math.pi * min(1, i / args.steps)))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     done, stage, seconds = 0, 0, 0.0
     if args.checkpoint and args.checkpoint.exists():
         saved = torch.load(args.checkpoint, weights_only=True)
-        for part, state in zip((model, judge, optimizer, schedule), saved["states"], strict=True):
+        for part, state in zip((model, helpers, optimizer, schedule), saved["states"], strict=True):
             part.load_state_dict(state)
         done, stage, seconds = saved["step"], saved["stage"], saved["seconds"]
     start = time.process_time() - seconds
     ready: list[Batch] = []
-    losses: list[tuple[float, float]] = []
+    losses: list[tuple[float, float, float]] = []
     for step in range(done + 1, args.steps + 1):
         if not ready:
             ready = pool(core, stage, args.seed, step, args.batch, avoid)
@@ -275,27 +320,34 @@ def main() -> None:
         log_p = logits.log_softmax(-1)
         loss = -(target * log_p[:, 1, letters]).sum(-1).mean()
         frame = -(log_p[:, 0, assistant] + log_p[:, 2, tokenizer.eos_token_id]).mean()
-        helper = judge_loss(judge, inner, tokens, target, first_mark)
-        (loss + 0.1 * frame + args.judge * helper).backward()
+        judge, recall = helpers(inner, tokens, last, target, model.model.embed_tokens.weight)
+        (loss + 0.1 * frame + args.judge * judge + args.recall * recall).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append((float(loss.detach()), float(helper.detach())))
+        losses.append((float(loss.detach()), float(judge.detach()), float(recall.detach())))
         if step % 100 == 0 or step == args.steps:
-            mean, judged = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+            mean, judged, recalled = (sum(column) / len(losses) for column in zip(*losses, strict=True))
             floors = {t.family: accuracy(model, core, letters, [(t.name, e) for e in t.examples[:100]]) for t in plain}
             shown = " ".join(f"{family} {a:.2f}" for family, a in floors.items())
             seconds = time.process_time() - start
-            print(f"{step} stage {stage} {seconds:.0f}s loss {mean:.3f} judge {judged:.3f} {shown}", flush=True)
-            stage = min(stage + (mean < STAGES[stage].until), len(STAGES) - 1)
+            print(
+                f"{step} stage {stage} {seconds:.0f}s loss {mean:.3f} judge {judged:.3f} recall {recalled:.3f} {shown}",
+                flush=True,
+            )
+            over = mean < STAGES[stage].until or step >= STAGES[stage].last
+            stage = min(stage + over, len(STAGES) - 1)
             losses = []
         if args.checkpoint and step % 500 == 0:
-            states = [part.state_dict() for part in (model, judge, optimizer, schedule)]
+            states = [part.state_dict() for part in (model, helpers, optimizer, schedule)]
             torch.save({"states": states, "step": step, "stage": stage, "seconds": seconds}, args.checkpoint)
     args.output.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(args.output)
     model.half().save_pretrained(args.output)
+    config = json.loads((args.output / "config.json").read_text())
+    config["dtype"] = "float32"  # stored in half precision to be small; to be computed with in full
+    (args.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=2).save_pretrained(args.output)
 
 

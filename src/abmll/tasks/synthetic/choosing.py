@@ -51,8 +51,8 @@ def sequence(rule: str, *, noise: float = 0.0) -> Rule:
     """Three terms of a progression; the options are the terms before, after and one further, and a near miss."""
 
     def draw(rng: random.Random) -> Item:
-        step = rng.choice((-5, -4, -3, -2, 2, 3, 4, 5))
-        first = rng.randrange(25, 75)
+        step = rng.choice((-5, -3, -2, 2, 3, 5))
+        first = rng.randrange(20, 50)
         terms = [str(first + i * step) for i in range(3)]
         results = {name: str(first + k * step) for name, k in SEQUENCES.items()}
         miss = str(first + 3 * step + rng.choice((-1, 1)))
@@ -97,11 +97,11 @@ def role(wanted: str, *, noise: float = 0.0) -> Rule:
         thing = rng.choice(OBJECTS)
         form = rng.randrange(3)
         if form == 0:
-            text = f"{giver} gave the {thing} of {third} to {getter}"
+            text = f"the {thing} of {third} went from {giver} to {getter}"
         elif form == 1:
-            text = f"{getter} has a {thing} of {third} from {giver}"
+            text = f"to {getter} went a {thing} from {giver} with {third}"
         else:
-            text = f"with {third} there {giver} passed {getter} the {thing}"
+            text = f"with {third} there the {thing} went from {giver} to {getter}"
         people = {"giver": giver, "getter": getter}
         right = people.pop(wanted)
         return _choice(rng, text, right, [*people.values(), third], noise)

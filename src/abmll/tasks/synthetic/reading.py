@@ -89,10 +89,10 @@ def entail(
 
     def draw(rng: random.Random) -> Item:
         name, other = rng.sample(NAMES, 2)
-        thing, second = rng.sample(OBJECTS, 2)
+        thing = rng.choice(OBJECTS)
         colour, wrong = rng.sample(COLOURS, 2)
         relation = rng.randrange(3)
-        premise = f"{name} has a {colour} {thing} and a {rng.choice(COLOURS)} {second}"
+        premise = f"{name} has a {colour} {thing}"
         claim = (
             f"{name} has a {wrong} {thing}",
             f"{other} has a {rng.choice((colour, wrong))} {thing}",

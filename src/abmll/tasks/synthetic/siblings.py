@@ -1,8 +1,10 @@
 """What the embedded model is pretrained on: endless random siblings of the seen families' plain tasks.
 
-A sibling says with real words what it wants (label names, the operation, the category), in varying words and option
-orders. A share of them has invented words instead, so that the model has seen such prompts and answers them without
-confidence. No sibling belongs to an unseen family, and none repeats an input of the suite.
+A sibling says what it wants (label names, the operation, the category) in varying words and option orders. Beside the
+real words it uses synonyms: invented words with one fixed meaning, never used by the suite, from which the model learns
+that a word of any look can name a class. Another share has invented words without a fixed meaning, so that the model
+has seen such prompts and answers them without confidence. No sibling belongs to an unseen family, and none repeats an
+input of the suite.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from abmll.tasks.synthetic.choosing import OPERATIONS, ROLES, SEQUENCES, odd, pi
 from abmll.tasks.synthetic.plan import Private
 from abmll.tasks.synthetic.reading import entail, tone, topic
 from abmll.tasks.synthetic.rules import Item, Rule, certain, shuffled
-from abmll.tasks.synthetic.words import INVENTED, NUMBERS, TOPICS
+from abmll.tasks.synthetic.words import INVENTED, NUMBERS, SYNONYMS, TOPICS
 
 _MATCH_WORDS = (*(w for t, words in TOPICS.items() for w in (t, *words)), *INVENTED, *NUMBERS)
 _TONE_NAMES = ("tone", "opinion", "review", "feeling")
@@ -44,36 +46,49 @@ class Sibling:
     item: Item
 
 
+_MEANINGS = (*TOPICS, "bad", "good", "no", "maybe", "yes", *OPERATIONS, *SEQUENCES, *ROLES)
+_SYNONYMS = {meaning: SYNONYMS[i :: len(_MEANINGS)] for i, meaning in enumerate(_MEANINGS)}
+
+
+def _said(rng: random.Random, meaning: str) -> str:
+    """A word for the meaning: the real one, or in a third of the cases a synonym."""
+    return rng.choice(_SYNONYMS[meaning]) if rng.random() < 1 / 3 else meaning
+
+
 def _tone(rng: random.Random) -> tuple[str, Rule]:
     labels = rng.choice(_TONE_LABELS if rng.random() < 0.75 else _TONE_LABELS_3)
+    if len(labels) == 2 and rng.random() < 0.3:
+        labels = (_said(rng, "bad"), _said(rng, "good"))
     order = rng.sample(range(len(labels)), len(labels))
     return rng.choice(_TONE_NAMES), tone(labels, order=order)
 
 
 def _topic(rng: random.Random) -> tuple[str, Rule]:
     topics = rng.sample(tuple(TOPICS), rng.choice((2, 3, 4, 5)))
-    return rng.choice(_TOPIC_NAMES), topic(topics, topics)
+    return rng.choice(_TOPIC_NAMES), topic([_said(rng, t) for t in topics], topics)
 
 
 def _entail(rng: random.Random) -> tuple[str, Rule]:
     labels = rng.choice(_ENTAIL_LABELS if rng.random() < 0.6 else _ENTAIL_LABELS_2)
+    if labels[0] == "no":
+        labels = tuple(_said(rng, label) for label in labels)
     order = rng.sample(range(len(labels)), len(labels))
     return rng.choice(_ENTAIL_NAMES), entail(labels, order=order)
 
 
 def _sums(rng: random.Random) -> tuple[str, Rule]:
     operation = rng.choice(tuple(OPERATIONS))
-    return operation, sums(operation)
+    return _said(rng, operation), sums(operation)
 
 
 def _sequence(rng: random.Random) -> tuple[str, Rule]:
     rule = rng.choice(tuple(SEQUENCES))
-    return rule, sequence(rule)
+    return _said(rng, rule), sequence(rule)
 
 
 def _pick(rng: random.Random) -> tuple[str, Rule]:
     wanted = rng.choice(tuple(TOPICS))
-    return wanted, pick(wanted, options=rng.choice((3, 4, 5)))
+    return _said(rng, wanted), pick(wanted, options=rng.choice((3, 4, 5)))
 
 
 def _odd(rng: random.Random) -> tuple[str, Rule]:
@@ -82,7 +97,7 @@ def _odd(rng: random.Random) -> tuple[str, Rule]:
 
 def _role(rng: random.Random) -> tuple[str, Rule]:
     wanted = rng.choice(ROLES)
-    return wanted, role(wanted)
+    return _said(rng, wanted), role(wanted)
 
 
 def _match(rng: random.Random) -> tuple[str, Rule]:

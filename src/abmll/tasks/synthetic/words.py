@@ -48,7 +48,7 @@ OBJECTS = _split("cup box ball hat book key chair spoon bottle basket")
 
 # Words of sentences, task names and option labels that no list above holds.
 FUNCTION_WORDS = _split(
-    "the a an and was were we i had with called found said has have gave passed to from is not are of in on "
+    "the a an and was were we i had with called found said has have gave passed went to from is not are of in on "
     "but although , . ? : ; more than all both one said then it that this there no some"
 )
 TASK_WORDS = _split(
@@ -62,7 +62,7 @@ LABEL_WORDS = _split(
 
 
 def _invented() -> tuple[str, ...]:
-    """Three hundred four-letter words that mean nothing, in an order that does not sort them by syllable."""
+    """Four-letter words that mean nothing, in an order that does not sort them by syllable."""
     starts = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     ends = [c + v for c in "bdfgklmnprstvz" for v in "aiou"]  # no final e: it makes English words
     real = set(NAMES) | set(
@@ -70,10 +70,12 @@ def _invented() -> tuple[str, ...]:
     )
     words = [a + b for a in starts for b in ends if a[0] != b[0] and a[1] != b[1] and a + b not in real]
     random.Random("abmll invented words").shuffle(words)
-    return tuple(words[:300])
+    return tuple(words[:400])
 
 
-INVENTED = _invented()
+_WORDS = _invented()
+INVENTED = _WORDS[:300]  # names and labels of private tasks; their meaning is a task's own
+SYNONYMS = _WORDS[300:]  # words of pretraining alone, whose meaning is always the same (`siblings`)
 NUMBERS = tuple(str(n) for n in range(100))
 
 
@@ -89,7 +91,7 @@ def vocabulary() -> tuple[str, ...]:
         COLOURS,
         OBJECTS,
         NUMBERS,
-        INVENTED,
+        _WORDS,
     )
     return tuple(dict.fromkeys(word for words in lists for word in words))
 
