@@ -263,3 +263,15 @@ def test_trackers_get_every_step(place, run, tmp_path, monkeypatch):
 def test_main_returns_and_never_exits():
     assert main(["metatrain", "--help"]) == 0
     assert main(["nonsense"]) == 2
+
+
+def test_threads_are_those_asked_for(place, run, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    try:
+        assert run("predict", place.adapter, "--input", place.data, "--samples", 0, "--threads", 2).status == 0
+        assert torch.get_num_threads() == 2
+        assert run("predict", place.adapter, "--input", place.data, "--samples", 0).status == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -24,7 +24,7 @@ def test_the_table_says_what_the_summary_says(summary):
     assert title == "all tasks (4)"
     assert [t for t, _ in families] == ["seen tasks (2)", "unseen tasks (2)"]
     best = summary.row("good").metrics["accuracy"]
-    assert rows[0][:2] == ["good", f"{100 * best.value:.1f} [{100 * best.low:.1f}, {100 * best.high:.1f}]"]
+    assert rows[0][:2] == ["good", f"{100 * best.value:.1f} [{100 * best.low:.0f}, {100 * best.high:.0f}]"]
     seen = summary.row("bad", "seen").metrics["nll"]
     assert families[0][1][1][3].startswith(f"{seen.value:.3f} [")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from abmll.experiment.train import Progress
 
 
-def quiet(threads: int | None = None) -> None:
-    """Silence the libraries' bars and advice. Imports torch and transformers."""
+def quiet() -> None:
+    """Silence the libraries' bars and advice, and use the threads that were asked for. Imports torch."""
     import torch
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
@@ -20,8 +21,7 @@ def quiet(threads: int | None = None) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def say(message: str) -> None:

@@ -64,14 +64,15 @@ def conclude(made: Plan, output: Path, seconds: float) -> Summary:
     from abmll.metrics import summarise
     from abmll.metrics.cells import score
     from abmll.report.reliability import reliability_png
-    from abmll.report.table import DEMO_COLUMNS, markdown
+    from abmll.report.table import MAIN_COLUMNS, markdown
     from abmll.tasks import draw_rows, suite_hash, write_jsonl
+    from abmll.tasks.files import write_whole
     from abmll.tasks.task import Task
 
     cells = {m.label: [c for c, _ in load_cells(output / m.folder / "unseen", m.label)] for m in made.methods}
     summary = summarise([c for each in cells.values() for c in each], baseline="LoRA")
     best = ceiling(made)
-    folders.write_text(output / "table.md", markdown(summary, DEMO_COLUMNS, best))
+    write_whole(output / "table.md", markdown(summary, MAIN_COLUMNS, best))
     scored = {label: [score(c) for c in each] for label, each in cells.items()}
     pooled = {
         label: ([v for s in each for v in s.confidence], [v for s in each for v in s.correct])
@@ -103,10 +104,10 @@ def show(made: Plan, summary: Summary, output: Path, seconds: float) -> None:
     from rich.console import Console
 
     from abmll.experiment.demo import ceiling
-    from abmll.report.table import DEMO_COLUMNS, terminal
+    from abmll.report.table import MAIN_COLUMNS, terminal
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(terminal(summary, DEMO_COLUMNS, ceiling(made)))
+    console = Console(width=None if sys.stdout.isatty() else 96)
+    console.print(terminal(summary, MAIN_COLUMNS, ceiling(made)))
     for c in summary.comparisons:
         if c.method == "ABMLL" and c.metric in ("accuracy", "pooled_ece", "nll"):
             ends = "" if c.low is None else f" [{c.low:+.3f}, {c.high:+.3f}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def evaluate(
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the cells are kept, go on with the same command and --resume") from None
-    Console(width=None).print(terminal(summary))
+    Console(width=None if sys.stdout.isatty() else 96).print(terminal(summary))
     result = folders.read_json(output / folders.RESULT)
     if "paper" in result:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in result["paper"].items())

@@ -77,7 +77,7 @@ def _run(arguments: list[str]) -> int:
     threads = values.pop("threads")
     if threads < 1:
         raise UserError(f"--threads {threads}; at least 1 is needed")
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what torch starts, and for the demo's processes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what users can mend is said in errors; the rest is noise from below

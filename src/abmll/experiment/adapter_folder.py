@@ -15,6 +15,7 @@ from abmll.experiment.config import RunConfig
 from abmll.experiment.facts import FORMAT
 from abmll.experiment.identity import base_fingerprint
 from abmll.experiment.provenance import versions
+from abmll.tasks.files import write_whole
 
 
 def write(folder: Path, model: Any, adapter: str, config: RunConfig, facts: Mapping[str, Any]) -> None:
@@ -46,7 +47,7 @@ def write(folder: Path, model: Any, adapter: str, config: RunConfig, facts: Mapp
         "versions": versions(),
     }
     folders.write_json(folder / folders.FACTS, content)
-    folders.write_text(folder / "README.md", model_card(content))
+    write_whole(folder / "README.md", model_card(content))
 
 
 def attach(base: Any, folder: Path) -> Any:

@@ -148,7 +148,7 @@ def _process(share: Sequence[Method], plan: Plan, output: Path, news: Any) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its children
     from abmll.cli.console import quiet
 
-    quiet(threads=1)
+    quiet()
     label = share[0].label
     try:
         for method in share:

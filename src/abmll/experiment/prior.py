@@ -10,12 +10,13 @@ from typing import Any
 from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
-from abmll.experiment.config import RunConfig, check, to_yaml
+from abmll.experiment.config import RunConfig, check, read_yaml, to_yaml
 from abmll.experiment.identity import described, state_hash
 from abmll.experiment.provenance import provenance
 from abmll.experiment.train import CHECKPOINT, Observer, train
 from abmll.meta import make_meta_learner
 from abmll.scoring import Scorer, make_scorer
+from abmll.tasks.files import write_whole
 from abmll.tasks.prompts import letters_of
 from abmll.tasks.task import Example, Task
 
@@ -105,7 +106,8 @@ def metatrain(
     try:
         if folder is not None:
             if not (resume and (folder / CHECKPOINT).is_file()):
-                _open_run(folder, prior.config, overwrite or resume, facts)
+                begun = resume and (folder / folders.CONFIG).is_file()
+                _open_run(folder, prior.config, overwrite or begun, facts)
             else:
                 _same_run(folder, prior.config)
         if learner is not None:
@@ -131,13 +133,11 @@ def check_examples(scorer: Scorer[Any], task: str, examples: Sequence[Example], 
 
 def _open_run(folder: Path, config: RunConfig, overwrite: bool, facts: dict[str, Any] | None) -> None:
     folders.fresh_folder(folder, overwrite)
-    folders.write_text(folder / folders.CONFIG, to_yaml(config))
+    write_whole(folder / folders.CONFIG, to_yaml(config))
     folders.write_json(folder / folders.PROVENANCE, provenance({"config_hash": config.hash(), **(facts or {})}))
 
 
 def _same_run(folder: Path, config: RunConfig) -> None:
-    from abmll.experiment.config import read_yaml
-
     saved = asdict(read_yaml(folder / folders.CONFIG))
     for part, values in asdict(config).items():
         if saved[part] != values:

@@ -16,6 +16,7 @@ from abmll.experiment.provenance import provenance
 from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper
 from abmll.metrics import Summary, summarise
 from abmll.report.table import markdown
+from abmll.tasks.files import write_whole
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
 
@@ -140,6 +141,6 @@ def _conclude(
         "summary": summary.to_dict(),
         **({"paper": paper_metrics(paper)} if paper else {}),
     }
-    folders.write_text(folder / "table.md", markdown(summary))
+    write_whole(folder / "table.md", markdown(summary))
     folders.write_json(folder / folders.RESULT, result)
     return summary

@@ -22,13 +22,13 @@ class Column:
     digits: int = 3
 
     def cell(self, estimate: Estimate | None) -> str:
-        """`0.612 [0.55, 0.67]`; a dash where there is no value."""
+        """`0.612 [0.55, 0.67]`, the ends with one digit less; a dash where there is no value."""
         if estimate is None:
             return "-"
         value = f"{estimate.value * self.factor:.{self.digits}f}"
         if estimate.low is None or estimate.high is None:
             return value
-        digits = max(0, self.digits - 1) if self.factor == 1.0 else self.digits
+        digits = max(0, self.digits - 1)
         return f"{value} [{estimate.low * self.factor:.{digits}f}, {estimate.high * self.factor:.{digits}f}]"
 
 
@@ -38,7 +38,7 @@ COLUMNS = (
     Column("nll", "NLL (nats)"),
     Column("brier", "Brier"),
 )
-DEMO_COLUMNS = COLUMNS[:3]
+MAIN_COLUMNS = COLUMNS[:3]  # what fits into 80 characters
 # A row of known values, such as the Bayes ceiling: metric -> value.
 Known = Mapping[str, float]
 
@@ -92,7 +92,7 @@ def markdown(summary: Summary, columns: Sequence[Column] = COLUMNS, ceiling: Map
 
 
 def terminal(
-    summary: Summary, columns: Sequence[Column] = COLUMNS, ceiling: Mapping[str, Known] | None = None
+    summary: Summary, columns: Sequence[Column] = MAIN_COLUMNS, ceiling: Mapping[str, Known] | None = None
 ) -> Table:
     """A rich table with one section a group."""
     from rich.box import SIMPLE_HEAD
