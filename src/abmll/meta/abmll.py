@@ -24,7 +24,7 @@ class Abmll(MetaLearner):
     name = "abmll"
     uses = frozenset(
         {
-            *("inner_lr", "outer_lr", "beta", "gamma", "outer_batch", "tasks_per_step", "reset_inner"),
+            *("inner_lr", "outer_lr", "beta", "gamma", "outer_batch", "tasks_per_step", "reset_inner", "order"),
             *("kl", "draw", "scope", "rate"),
         }
     )

@@ -27,7 +27,7 @@ class MetaConfig:
         outer_batch: `abmll`: theta's step sees a `fresh` batch, or the `last` inner one again (reference code).
         tasks_per_step: `abmll`: tasks whose gradients one outer step averages.
         reset_inner: forget phi's Adam moments at the start of every episode.
-        order: tasks in `shuffled` passes, or in their `fixed` order (reference code).
+        order: tasks in `shuffled` passes, or in their `fixed` order (reference code); `multitask` has none.
         kl: `abmll`: the closed form, or the one-sample estimate (reference code).
         draw: `abmll`: inner steps on draws of the posterior; False: on its mean.
         scope: `abmll`, latent `output`: noise per token, sequence or batch.
@@ -69,7 +69,7 @@ class MetaConfig:
 
     def refuse_unused(self, used: Collection[str]) -> None:
         """UserError for a setting that was changed although the learner does not use it."""
-        common = {"name", "episodes", "inner_steps", "batch_size", "order", "examples_per_task"}
+        common = {"name", "episodes", "inner_steps", "batch_size", "examples_per_task"}
         for field in fields(self):
             if field.name not in common | set(used) and getattr(self, field.name) != field.default:
                 raise UserError(

@@ -21,7 +21,7 @@ class Sequential(MetaLearner):
     """K + 1 steps on one task's batches, then the next task; one AdamW throughout."""
 
     name = "sequential"
-    uses = frozenset({"inner_lr"})
+    uses = frozenset({"inner_lr", "order"})
 
     def init(self) -> None:
         """One optimiser over theta itself."""
@@ -52,6 +52,7 @@ class Multitask(Sequential):
     """
 
     name = "multitask"
+    uses = frozenset({"inner_lr"})
 
     def init(self) -> None:
         """The optimiser; the pass at hand is shuffled once."""

@@ -16,7 +16,7 @@ class Reptile(MetaLearner):
     """theta <- theta + eps (phi - theta), phi after K AdamW steps from theta; Adam's moments persist across tasks."""
 
     name = "reptile"
-    uses = frozenset({"inner_lr", "step_size", "reset_inner"})
+    uses = frozenset({"inner_lr", "step_size", "reset_inner", "order"})
 
     def init(self) -> None:
         """The working adapter and its optimiser."""

@@ -32,11 +32,15 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """A padded batch: input_ids, attention_mask and position_ids (rows, tokens) int64, and who the tokens are."""
+    """A padded batch: input_ids, attention_mask and position_ids (rows, tokens) int64, and who the tokens are.
+
+    position_ids is None where the padding follows the text: the model's own are right there, and not every encoder
+    counts from 0 (RoBERTa and MPNet count from 2).
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
-    position_ids: Tensor
+    position_ids: Tensor | None
     tokens: Tokens
 
     @property
@@ -83,4 +87,4 @@ def pad(
             counted.add(segment.text)
             start = stop
     who = Tokens(text.to(device), position.to(device), mask.to(device))
-    return Sequences(ids.to(device), real.to(device), position.to(device), who)
+    return Sequences(ids.to(device), real.to(device), who.position if left else None, who)

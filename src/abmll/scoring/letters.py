@@ -83,12 +83,14 @@ class Letters(Scorer[LettersBatch]):
         return ids, len(ids) - len(without)
 
     def letter_id(self, letter: str) -> int:
-        """The token of `letter` right after the prompt; UserError where it is not one token."""
+        """The token of `letter` right after the prompt; UserError where it is not one token, known and its own."""
         if letter not in self._ids:
             ids = self._encode(self._probe_text + letter)
-            if ids[:-1] != self._prefix:
+            taken = (self.tokenizer.unk_token_id, *self._ids.values())
+            if ids[:-1] != self._prefix or ids[-1] in taken:
                 raise UserError(
-                    f"letter {letter!r} is not one token after the prompt for this tokenizer; use --scoring options"
+                    f"letter {letter!r} is not one token of its own after the prompt for this tokenizer; "
+                    "use --scoring options"
                 )
             self._ids[letter] = ids[-1]
         return self._ids[letter]

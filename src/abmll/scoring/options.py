@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from abmll.errors import UserError
 from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.shorten import shorten
@@ -47,6 +48,9 @@ class Options(Scorer[OptionsBatch]):
             answers = [
                 self.tokenizer(option_continuation(o), add_special_tokens=False).input_ids for o in example.options
             ]
+            if not all(answers):
+                empty = example.options[[len(a) for a in answers].index(0)]
+                raise UserError(f"option {empty!r} has no token for this tokenizer; options need a text to be scored")
             room = self.config.max_length - max(len(a) for a in answers)
             if len(prompt) > room:
                 self.truncated.add((task, example.input))
