@@ -12,7 +12,7 @@ import tiny
 from abmll.cli import main
 from abmll.cli.demo import Watch, conclude, show
 from abmll.errors import UserError
-from abmll.experiment import demo
+from abmll.experiment import demo, demo_settings
 from abmll.experiment.config import merge
 from abmll.tasks.synthetic import bayes_ceiling, mini_suite
 
@@ -83,7 +83,7 @@ def test_every_method_has_a_share_and_the_protocol_of_the_issue():
     assert [m.label for m in made.methods] == ["pretrained", "pretrained-adapted", "LoRA", "Reptile", "ABMLL"]
     assert (made.shots, made.query) == (16, 60)
     learned = {m.config.meta.episodes for m in made.methods if m.config.meta.name != "none"}
-    assert learned == {demo.EPISODES}
+    assert learned == {demo_settings.EPISODES}
     adapted = {m.config.posterior.steps for m in made.methods if m.config.posterior.name != "none"}
     assert len(adapted) == 1  # the same number of adaptation steps for every method
 

@@ -28,7 +28,8 @@ def demo(*, output: Path = Path("abmll-demo"), episodes: int = 0, processes: int
         overwrite: replace an output folder that exists.
     """
     from abmll.experiment import folders
-    from abmll.experiment.demo import EPISODES, plan, run
+    from abmll.experiment.demo import plan, run
+    from abmll.experiment.demo_settings import EPISODES
     from abmll.tasks.synthetic import mini_suite
 
     if processes not in (0, 2):

@@ -13,6 +13,7 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.experiment.config import RunConfig, merge, preset
+from abmll.experiment.demo_settings import EPISODES, QUERY, SEEDS, SETTINGS, SHARES, SHOTS
 from abmll.tasks.task import Suite
 
 
@@ -61,29 +62,6 @@ class News:
     text: str
     error: str | None = None
     users: bool = False
-
-
-EPISODES = 120
-SHOTS, QUERY, SEEDS = 16, 60, (1, 2)
-# Chosen on the suite's validation tasks, the same number of trials for each method (benchmarks/results/demo.md):
-# label, preset, changes.
-SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("pretrained", "pretrained", {}),
-    ("pretrained-adapted", "pretrained-adapted", {"posterior": {"lr": 3e-3, "steps": 10}}),
-    ("LoRA", "lora", {"meta": {"inner_lr": 3e-3}, "posterior": {"lr": 3e-3, "steps": 10}}),
-    ("Reptile", "reptile", {"meta": {"inner_lr": 3e-3}, "posterior": {"lr": 3e-3, "steps": 10}}),
-    (
-        "ABMLL",
-        "abmll-factor",
-        {
-            "adapter": {"log_variance": -7.0},
-            "meta": {"inner_lr": 3e-3, "outer_lr": 1e-2, "beta": 1e-2},
-            "posterior": {"lr": 3e-3, "steps": 10, "beta": 1e-2, "samples": 10},
-        },
-    ),
-)
-# ABMLL costs about as much as the other four together.
-SHARES = (("ABMLL",), ("pretrained", "pretrained-adapted", "LoRA", "Reptile"))
 
 
 def plan(suite: Suite, episodes: int = EPISODES, processes: int = 2) -> Plan:
