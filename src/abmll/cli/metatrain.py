@@ -29,14 +29,15 @@ def metatrain(
         settings: what the user gave of RunConfig.
         suite: a built-in name or a path; its train tasks are learned from.
         output: the run folder to write.
-        preset: settings of a published system, which other options change.
+        preset: settings of a published system, which other options change; unless named, that of the meta-learner
+            (`abmll`).
         resume: a run folder to go on with; its own settings, suite and output are used.
         save_every: steps between checkpoints.
         trackers: names of experiment trackers that accelerate knows, such as tensorboard,wandb.
         overwrite: replace an output folder that exists.
     """
     from abmll.experiment import folders
-    from abmll.experiment.config import RunConfig, check, merge, read_yaml
+    from abmll.experiment.config import check, default_config, merge, read_yaml
     from abmll.experiment.config import preset as preset_config
     from abmll.experiment.trackers import tracking
     from abmll.tasks import load_suite, suite_hash
@@ -49,7 +50,7 @@ def metatrain(
         facts = folders.read_json(resume / folders.PROVENANCE)
         suite = suite or facts.get("suite")
     else:
-        base = RunConfig() if preset is None else preset_config(preset)
+        base = default_config(settings) if preset is None else preset_config(preset)
     if suite is None or output is None:
         raise UserError(f"metatrain needs {'--suite' if suite is None else '--output'}; --help lists the options")
     config = merge(base, settings)

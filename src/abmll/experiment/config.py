@@ -181,6 +181,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def default_preset(meta: str | None = None, latent: str | None = None) -> str:
+    """The preset that a learner, or an adapter's latent, starts from where none is named."""
+    if meta is None or meta == "abmll":
+        return "abmll-factor" if latent == "factor" else "abmll"
+    by_meta = {"multitask": "lora", "sequential": "structured-lora", "none": "pretrained-adapted"}
+    return by_meta.get(meta, meta)
+
+
+def default_config(changes: Mapping[str, Any]) -> RunConfig:
+    """The settings under a user's `changes` where no preset is named."""
+    given = [changes.get(part, {}) for part in ("meta", "adapter")]
+    return preset(default_preset(given[0].get("name"), given[1].get("latent")))
+
+
 def preset(name: str, base: RunConfig | None = None) -> RunConfig:
     """The named preset's settings over `base`; UserError for an unknown name."""
     if name not in PRESETS:

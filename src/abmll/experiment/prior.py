@@ -10,7 +10,7 @@ from typing import Any
 from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
-from abmll.experiment.config import RunConfig, check, read_yaml, to_yaml
+from abmll.experiment.config import RunConfig, check, default_preset, preset, read_yaml, to_yaml
 from abmll.experiment.identity import described, state_hash
 from abmll.experiment.provenance import provenance
 from abmll.experiment.train import CHECKPOINT, Observer, train
@@ -77,7 +77,7 @@ def metatrain(
         tokenizer: of the base model.
         tasks: the train tasks.
         config: settings; `scoring`, `meta`, `posterior` and `seed` are read, `model` and `adapter` are taken from the
-            model itself. None: the defaults.
+            model itself. None: the preset of the adapter's latent (`abmll`, `abmll-factor` or `lora`).
         output: the run folder: `config.yaml`, `provenance.json`, `metrics.jsonl`, the checkpoint and, at the end,
             `prior/`. None: nothing is written.
         resume: continue from the checkpoint in `output`, bit for bit on a CPU.
@@ -93,7 +93,8 @@ def metatrain(
         UserError: settings that do not fit each other or the model, tasks that cannot be answered, a folder that
             exists. NonFiniteLossError (a UserError) if training diverges: the last good state is in the checkpoint.
     """
-    given = config or RunConfig()
+    latent = state.latent_of(model)
+    given = config or preset(default_preset("abmll" if latent.has_variance else "multitask", latent.name))
     prior = Prior.of(model, tokenizer, given)
     check(prior.config)
     for task in tasks:

@@ -9,7 +9,7 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
-from abmll.experiment.config import RunConfig, check, from_dict, merge, preset
+from abmll.experiment.config import RunConfig, check, default_config, from_dict, merge, preset
 from abmll.experiment.facts import adapter_folder_of, read_facts
 from abmll.experiment.identity import same_base
 from abmll.experiment.models import add_adapter, load_base
@@ -34,7 +34,7 @@ def load_prior(start: str | Path, changes: Changes | None = None, *, preset_name
     path, changes = Path(start), changes or {}
     folder = adapter_folder_of(path)
     if folder is None:
-        config = RunConfig() if preset_name is None else preset(preset_name)
+        config = default_config(changes) if preset_name is None else preset(preset_name)
         config = merge(merge(config, {"model": {"name": str(start)}}), changes)
         check(config)
         base, tokenizer = load_base(config.model, config.scoring.name)
