@@ -1,0 +1,198 @@
+"""What every posterior promises, on every latent that can carry it."""
+
+import pytest
+import torch
+
+import tiny
+from abmll.adapter import modes, state
+from abmll.adapter.state import PRIOR, TASK
+from abmll.errors import UserError
+from abmll.hashing import stable_hash
+from abmll.posterior import NonFiniteLossError, PosteriorConfig, make_posterior
+from abmll.posterior.objective import adamw, descend
+from abmll.predict import predict
+
+PAIRS = [("none", "point"), ("none", "output"), ("none", "factor"), ("point", "point"), ("point", "output")]
+PAIRS += [("point", "factor"), ("variational", "output"), ("variational", "factor")]
+battery = pytest.mark.parametrize(("name", "latent"), PAIRS)
+SUPPORT, QUERY = tiny.task("u0").examples[:6], tiny.task("u0").examples[6:13]
+
+
+def equal(one: state.State, other: state.State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@battery
+def test_a_fit_is_a_function_of_seed_task_and_prior_alone(name, latent, fitted, prior, scorer):
+    first = fitted(name, latent)
+    model = prior(latent)
+    make_posterior(model, scorer, first.config, "u1").fit(tiny.task("u1").examples[:5], seed=7)
+    after = fitted(name, latent, model=model)  # another task was fitted on this model before
+    assert equal(first.tensors, after.tensors)
+    torch.manual_seed(99)
+    assert after.fit(SUPPORT, seed=1) == first.fit(SUPPORT, seed=1)
+    if name != "none":
+        after.fit(SUPPORT, seed=2)
+        assert not equal(first.tensors, after.tensors)
+
+
+@battery
+def test_fitting_and_predicting_leave_prior_and_base_as_they_were(name, latent, fitted, prior):
+    model = prior(latent)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    posterior = fitted(name, latent, model=model)
+    predict(posterior, QUERY)
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[n], p) for n, p in before.items())
+    assert equal(posterior.tensors, state.read(model, PRIOR)) == (name == "none")
+
+
+@battery
+def test_what_a_fit_trains(name, latent, fitted, prior):
+    start, tensors = state.read(prior(latent), PRIOR), fitted(name, latent).tensors
+    moved = {k.rpartition(".")[2] for k in tensors if not torch.equal(tensors[k], start[k])}
+    parts = {"output": {"abmll_logvar_A", "abmll_logvar_B"}, "factor": {"abmll_L"}, "point": set()}[latent]
+    wanted = {"none": set(), "point": {"abmll_A", "abmll_B"}, "variational": {"abmll_A", "abmll_B", *parts}}
+    assert moved == wanted[name]
+
+
+@battery
+def test_many_posteriors_share_one_model(name, latent, fitted, prior):
+    model = prior(latent)
+    one = fitted(name, latent, model=model)
+    alone = predict(one, QUERY, seed=3).log_probs
+    other = fitted(name, latent, model=model, lr=0.1, fit=False)
+    other.fit(SUPPORT[:2], seed=5)
+    predict(other, QUERY)
+    assert torch.equal(predict(one, QUERY, seed=3).log_probs, alone)
+    saved = fitted(name, latent, fit=False)
+    saved.load_state_dict(one.state_dict())
+    assert torch.equal(predict(saved, QUERY, seed=3).log_probs, alone)
+
+
+@battery
+def test_predictive_rows_sum_to_one_and_draws_are_as_many_as_asked(name, latent, fitted):
+    posterior = fitted(name, latent)
+    draws = {S: predict(posterior, QUERY, samples=S) for S in (0, 1, 5)}
+    sampled = name == "variational"
+    for S, prediction in draws.items():
+        assert prediction.log_probs.shape == (len(QUERY), max(S, 1) if sampled else 1, 3)
+        torch.testing.assert_close(prediction.probs.sum(-1), torch.ones(len(QUERY)))
+    assert predict(posterior, QUERY).log_probs.shape[1] == (4 if sampled else 1)  # config.samples
+
+
+@battery
+def test_no_samples_is_the_mean_adapter(name, latent, fitted, scorer):
+    posterior = fitted(name, latent)
+    got = predict(posterior, QUERY, samples=0, batch_size=len(QUERY))
+    model = posterior.model
+    state.write(model, PRIOR, posterior.tensors)  # as PEFT's own active adapter, with no mode in force
+    order = sorted(range(len(QUERY)), key=lambda i: scorer.length("u0", QUERY[i]))
+    with torch.no_grad():
+        wanted = scorer.option_log_probs(model, scorer.collate("u0", [QUERY[i] for i in order]))
+    torch.testing.assert_close(got.log_probs[order, 0], wanted, rtol=0, atol=0)
+    assert not torch.allclose(got.probs, predict(fitted("none", latent), QUERY, samples=0).probs) or name == "none"
+
+
+@battery
+def test_draws_are_keyed_by_seed_task_and_text(name, latent, fitted):
+    """Same seed, other batch size: equal to 1e-5. Eight draws begin with the four."""
+    posterior = fitted(name, latent)
+    eight = predict(posterior, QUERY, samples=8, seed=3, batch_size=len(QUERY)).log_probs
+    for batch_size in (1, 5):
+        torch.testing.assert_close(
+            predict(posterior, QUERY, samples=8, seed=3, batch_size=batch_size).log_probs, eight, rtol=1e-5, atol=1e-5
+        )
+    four = predict(posterior, QUERY, samples=4, seed=3, batch_size=len(QUERY)).log_probs
+    assert torch.equal(four, eight[:, :4])
+    if name != "variational":
+        return
+    assert not torch.allclose(predict(posterior, QUERY, samples=4, seed=4).log_probs, four, atol=1e-3)
+    posterior.task = "u1"  # the name enters the prompt too; so compare the draws' offsets from their own mean
+    other = predict(posterior, QUERY, samples=4, seed=3).log_probs
+    assert not torch.allclose(other - other.mean(1, keepdim=True), four - four.mean(1, keepdim=True), atol=1e-3)
+
+
+@battery
+def test_the_spread_of_draws_is_the_posteriors(name, latent, fitted):
+    spread = predict(fitted(name, latent), QUERY, samples=8).log_probs.var(1, correction=0).mean()
+    assert (spread > 1e-3) if name == "variational" else (spread == 0)
+
+
+@battery
+def test_whether_the_spread_is_missing_knowledge(name, latent, fitted):
+    posterior = fitted(name, latent)
+    prediction = predict(posterior, QUERY, samples=8)
+    assert posterior.epistemic == (latent == "factor")
+    if name == "variational" and latent == "output":
+        assert prediction.mutual_information is None
+        shared = fitted(name, latent, scope="sequence")
+        assert shared.epistemic
+        assert predict(shared, QUERY, samples=8).mutual_information.min() >= 0
+    elif name == "variational":
+        assert prediction.mutual_information.min() > 0
+    else:
+        assert not prediction.mutual_information.any()
+
+
+def test_scopes_of_noise_reach_draws_and_steps(fitted):
+    drawn = {s: fitted("variational", "output", scope=s, fit=False).draws(2, 5) for s in ("token", "sequence", "batch")}
+    assert all(m.scope == s for s, made in drawn.items() for m in made)
+    assert fitted("variational", "output", scope="batch", fit=False).mode(1, 0).scope == "batch"
+
+
+def test_no_posterior_uses_no_label(fitted):
+    posterior = fitted("none", "output", fit=False)
+    assert posterior.fit([], seed=1) == []
+    assert equal(posterior.tensors, state.read(posterior.model, PRIOR))
+
+
+def test_the_mean_may_be_trained_on_instead_of_draws(fitted):
+    """draw=False: noise has no part in the fit, so another key gives the same numbers."""
+    results = []
+    for seed in (1, 2):
+        posterior = fitted("variational", "output", draw=False, batch_size=6, steps=1, fit=False)
+        posterior.fit(SUPPORT, seed)  # one batch of all rows: only the noise depends on the seed
+        results.append(posterior.tensors)
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-6)
+    draws = []
+    for seed in (1, 2):
+        posterior = fitted("variational", "output", batch_size=6, steps=1, fit=False)
+        posterior.fit(SUPPORT, seed)
+        draws.append(posterior.tensors)
+    assert max((draws[0][n] - draws[1][n]).abs().max() for n in draws[0]) > 1e-3
+
+
+def test_variational_on_a_point_is_refused_with_the_way_out(fitted):
+    with pytest.raises(UserError, match="its latent is 'point'; use posterior 'point', or latent 'output' or 'factor'"):
+        fitted("variational", "point")
+
+
+def test_settings_that_mean_nothing_are_refused():
+    for changes, words in (
+        ({"name": "variatonal"}, "did you mean 'variational'"),
+        ({"steps": -1}, "steps = -1"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"samples": -1}, "samples = -1"),
+        ({"lr": 0.0}, "lr > 0"),
+        ({"beta": -1.0}, "beta >= 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            PosteriorConfig(**changes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing(value):
+    p = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(NonFiniteLossError, match="at step 3 of 'x'; nothing was updated"):
+        descend((p * value).sum(), adamw([p], 0.1), "step 3 of 'x'")
+    assert torch.equal(p.detach(), torch.ones(3))
+
+
+def test_the_noise_of_a_fit_is_fresh_at_every_step(fitted):
+    posterior = fitted("variational", "output", fit=False)
+    keys = [posterior.mode(seed, step).key for seed in (1, 2) for step in range(3)]
+    assert len(set(keys)) == 6
+    assert keys[0] == stable_hash("adapt noise", 1, "u0", 0)
+    assert posterior.mode(1, 0) == modes.Variational(keys[0], TASK, PRIOR)
