@@ -150,6 +150,7 @@ def run_job(job: Job, data: str) -> str:
             tokens = sum(i.tokens for i in infos)
             torch.save({"prior": state.read(model, state.PRIOR)}, start)
             seconds = time.time() - began
+            config = merge(config, {"model": {"name": ENCODER}})  # not where it lies on this machine
             facts = {"seconds": seconds, "tokens": tokens, "config": asdict(config), **provenance()}
             (folder / "train.json").write_text(json.dumps(facts, indent=1))
     for lr in job.lrs:
