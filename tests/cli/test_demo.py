@@ -48,8 +48,8 @@ def test_the_demo_ends_in_a_table_a_picture_a_result_and_commands_that_work(plan
     assert set(result["ceiling"]) == {"all", "seen-family", "unseen-family"}
     table = (tmp_path / "table.md").read_text()
     for text in (
-        "seen-family tasks (1)",
-        "unseen-family tasks (1)",
+        "seen-family (1)",
+        "unseen-family (1)",
         "| Bayes ceiling | 70.0 | - | 0.802 |",
         "| LoRA |",
     ):
@@ -84,8 +84,8 @@ def test_every_method_has_a_share_and_the_protocol_of_the_issue():
     assert (made.shots, made.query) == (16, 60)
     learned = {m.config.meta.episodes for m in made.methods if m.config.meta.name != "none"}
     assert learned == {demo_settings.EPISODES}
-    adapted = {m.config.posterior.steps for m in made.methods if m.config.posterior.name != "none"}
-    assert len(adapted) == 1  # the same number of adaptation steps for every method
+    adapted = {m.config.posterior.batch_size for m in made.methods if m.config.posterior.name != "none"}
+    assert adapted == {8}
 
 
 class Worker(SimpleNamespace):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def summary():
 def test_the_table_says_what_the_summary_says(summary):
     (title, rows), *families = grid(summary)
     assert title == "all tasks (4)"
-    assert [t for t, _ in families] == ["seen tasks (2)", "unseen tasks (2)"]
+    assert [t for t, _ in families] == ["seen (2)", "unseen (2)"]
     best = summary.row("good").metrics["accuracy"]
     assert rows[0][:2] == ["good", f"{100 * best.value:.1f} [{100 * best.low:.0f}, {100 * best.high:.0f}]"]
     seen = summary.row("bad", "seen").metrics["nll"]
@@ -46,3 +48,16 @@ def test_a_number_without_an_interval_stands_alone():
     assert column.cell(None) == "-"
     assert column.cell(Estimate(0.5, None, None, None, None, 1, 1)) == "0.500"
     assert column.cell(Estimate(0.5, 0.25, 0.75, None, None, 2, 2)) == "0.500 [0.25, 0.75]"
+
+
+def test_the_terminal_table_fits_into_80_characters(summary):
+    from io import StringIO
+
+    from rich.console import Console
+
+    rows = [replace(row, method="pretrained-adapted") for row in summary.rows]
+    families = [replace(row, method="pretrained-adapted", family="unseen-family") for row in summary.families]
+    text = StringIO()
+    Console(file=text, width=80).print(terminal(replace(summary, rows=tuple(rows), families=tuple(families))))
+    assert "…" not in text.getvalue()
+    assert max(len(line.rstrip()) for line in text.getvalue().splitlines()) <= 80

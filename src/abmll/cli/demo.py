@@ -79,8 +79,8 @@ def conclude(made: Plan, output: Path, seconds: float) -> Summary:
         label: ([v for s in each for v in s.confidence], [v for s in each for v in s.correct])
         for label, each in scored.items()
     }
-    title = f"{len(made.suite.test)} unseen tasks of `{made.suite.name}`, {made.shots} labelled examples each"
-    reliability_png(output / "reliability.png", pooled, title=title)
+    title = f"{len(made.suite.test)} unseen tasks of the suite {made.suite.name}, {made.shots} labelled examples each"
+    reliability_png(output / "reliability.png", pooled, title=title, bins=summary.bins)
     task = made.suite.test[0]
     rows = draw_rows(task, shots=made.shots, query=10, seed=1)
     write_jsonl(output / "example" / "labelled.jsonl", Task(task.name, rows.support))

@@ -6,6 +6,7 @@ import multiprocessing
 import queue
 import signal
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ def _process(share: Sequence[Method], plan: Plan, output: Path, news: Any) -> No
     from abmll.cli.console import quiet
 
     quiet()
+    warnings.simplefilter("ignore")
     label = share[0].label
     try:
         for method in share:

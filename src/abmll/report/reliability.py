@@ -30,7 +30,7 @@ def reliability_png(
         bins: equal-width bins.
 
     A bar is the accuracy of the predictions in a bin of confidence; red is what lies between it and their mean
-    confidence. Bars below the diagonal are over-confident.
+    confidence. Bars below the diagonal are over-confident. Bins with less than one prediction in a hundred are pale.
     """
     import matplotlib
 
@@ -73,8 +73,9 @@ def _panel(top: Any, bottom: Any, confidence: NDArray[Any], correct: NDArray[Any
     filled = table.count > 0
     low, width = table.low[filled], 1.0 / bins
     accuracy, mean = table.accuracy[filled], table.confidence[filled]
-    top.bar(low, accuracy, width, align="edge", color=_BAR, edgecolor="white", linewidth=0.8, label="accuracy")
-    top.bar(
+    solid = np.where(table.count[filled] >= 0.01 * len(confidence), 1.0, 0.25)
+    bars = top.bar(low, accuracy, width, align="edge", color=_BAR, edgecolor="white", linewidth=0.8, label="accuracy")
+    gaps = top.bar(
         low,
         mean - accuracy,
         width,
@@ -86,6 +87,9 @@ def _panel(top: Any, bottom: Any, confidence: NDArray[Any], correct: NDArray[Any
         linewidth=0.8,
         label="gap to confidence",
     )
+    for bar, gap, alpha in zip(bars, gaps, solid, strict=True):
+        bar.set_alpha(alpha)
+        gap.set_alpha(0.35 * alpha)
     top.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
     top.set(xlim=(0, 1), ylim=(0, 1), aspect="auto", yticks=(0, 0.25, 0.5, 0.75, 1.0))
     bottom.bar(low, table.count[filled] / table.count.sum(), width, align="edge", color=_MUTED, edgecolor="white")

@@ -45,10 +45,10 @@ Known = Mapping[str, float]
 
 def groups(summary: Summary) -> list[tuple[str, list[MethodRow]]]:
     """All tasks, then each family of tasks, with the methods' rows in their order."""
-    found: dict[str, list[MethodRow]] = {"all": list(summary.rows)}
+    found: dict[str, list[MethodRow]] = {"all tasks": list(summary.rows)}
     for row in summary.families:
         found.setdefault(row.family or "", []).append(row)
-    return [(f"{family} tasks ({rows[0].n_tasks})", rows) for family, rows in found.items()]
+    return [(f"{family} ({rows[0].n_tasks})", rows) for family, rows in found.items()]
 
 
 def grid(
@@ -98,7 +98,9 @@ def terminal(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, caption=interval_note(summary), caption_justify="left", pad_edge=False)
+    table = Table(
+        box=SIMPLE_HEAD, caption=interval_note(summary), caption_justify="left", pad_edge=False, collapse_padding=True
+    )
     table.add_column("method", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
