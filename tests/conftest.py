@@ -1,7 +1,20 @@
+import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+import tiny
+from abmll.adapter import state
+from abmll.adapter.config import AbmllConfig
+from abmll.scoring import Letters, ScoringConfig
+
+VISIBLE = {"point": None, "output": -2.0, "factor": -1.0}
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +24,40 @@ def shared() -> Path:
     if not (folder / "tasks" / "suites.json").is_file():
         pytest.skip(f"the research data is not at {folder}; set ABMLL_SHARED to the folder that holds tasks/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Callable[[str], nn.Module]:
+    """A fresh tiny model; GPT-2 computes in the dtype of its weights throughout, Llama's norms in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"vocab_size": len(tiny.tokenizer()), "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 128}
+        gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0))
+    llama = AutoModelForCausalLM.from_pretrained(tiny.save_llama(tmp_path_factory.mktemp("llama") / "tiny"))
+    built = {"llama": llama.eval(), "gpt2": gpt2.eval()}
+    return lambda architecture="llama": copy.deepcopy(built[architecture]).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def prior(base) -> Callable[..., PeftModel]:
+    """A model whose default adapter is a random prior, its draws visible."""
+
+    def build(latent: str, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> PeftModel:
+        config = AbmllConfig(r=2, lora_alpha=4, latent=latent, log_variance=VISIBLE[latent])
+        model = get_peft_model(base(architecture).to(dtype), config).eval()
+        if dtype == torch.float64:  # adapters are float32 unless somebody insists
+            state.ensure_task_adapter(model)
+            model.double()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, p in sorted(state.named(model, state.PRIOR).items()):
+                if not name.endswith("abmll_L"):
+                    p.copy_((0.03 if "logvar" in name else 0.2) * torch.randn(p.shape, generator=generator))
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def scorer() -> Letters:
+    return Letters(tiny.tokenizer(), ScoringConfig("letters", prompt="plain"))
