@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import tiny
 from abmll.adapter import state
 from abmll.adapter.config import AbmllConfig
+from abmll.posterior import Posterior, PosteriorConfig, make_posterior
 from abmll.scoring import Letters, ScoringConfig
 
 VISIBLE = {"point": None, "output": -2.0, "factor": -1.0}
@@ -61,3 +62,17 @@ def prior(base) -> Callable[..., PeftModel]:
 @pytest.fixture(scope="session")
 def scorer() -> Letters:
     return Letters(tiny.tokenizer(), ScoringConfig("letters", prompt="plain"))
+
+
+@pytest.fixture(scope="session")
+def fitted(prior, scorer) -> Callable[..., Posterior]:
+    """A posterior of task u0, fitted on 6 rows unless `fit` is False."""
+
+    def build(name: str, latent: str, *, fit: bool = True, model: PeftModel | None = None, **settings) -> Posterior:
+        settings = {"steps": 3, "batch_size": 4, "lr": 0.02, "beta": 1e-2, "samples": 4, **settings}
+        made = make_posterior(model or prior(latent), scorer, PosteriorConfig(name, **settings), "u0")
+        if fit:
+            made.fit(tiny.task("u0").examples[:6], seed=1)
+        return made
+
+    return build
