@@ -68,7 +68,6 @@ class Abmll(MetaLearner):
             tokens += read + outer_read
             kl, hyperprior = inner[-1].kl.item(), outer.hyperprior.item()
         assert outer_loss is not None  # tasks_per_step is at least 1
-        self.model.zero_grad(set_to_none=True)
         descend(outer_loss, self.optimizers["outer"], f"outer step {index}")
         passes = c.tasks_per_step * (c.inner_steps + int(state.latent_of(self.model).uses_inputs))
         return Info(episode.task, nll / count, kl, hyperprior, tokens, passes)
