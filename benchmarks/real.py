@@ -252,18 +252,27 @@ def run_group(group: list[Job], data: str) -> list[str]:
     return [run_job(job, data) for job in group]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """The options that the real run and its experiments share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(HERE.parent.parent / "shared"), help="folder with tasks/ and models/")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", type=Path, default=RESULTS / "real", help="where cells and starts go")
+    return parser
+
+
+def check_data(data: str) -> None:
+    """Stop with one line where the research data is absent."""
+    for name in (f"tasks/{SUITE}", f"models/{ENCODER}"):
+        if not (Path(data) / name).is_dir():
+            raise SystemExit(f"{data}/{name} is missing: the real run needs the research data; name it with --data")
+
+
+def main() -> None:
+    parser = arguments(__doc__)
     parser.add_argument("--stage", choices=["tune", "final", "report", "all"], default="all")
     args = parser.parse_args()
-    for name in (f"tasks/{SUITE}", f"models/{ENCODER}"):
-        if not (Path(args.data) / name).is_dir():
-            raise SystemExit(
-                f"{args.data}/{name} is missing: the real run needs the research data; name it with --data"
-            )
+    check_data(args.data)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     tuning = tune_jobs(args.work)
     began = time.time()
