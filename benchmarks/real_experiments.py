@@ -79,7 +79,7 @@ def main() -> None:
         "# One change at a time, on the validation tasks",
         "",
         "5 held-out train tasks, 16 support examples, 50 query rows, seed 0, 150 episodes unless said; the best of",
-        "three adaptation rates. Made by `python benchmarks/real_experiments.py`. No intervals: 250 questions and one seed",
+        "three adaptation rates. Made by `python benchmarks/real_experiments.py`. No intervals: 250 questions, one seed",
         "tell apart accuracies that are some 0.06 apart, not less.",
         "",
         "| experiment | adaptation rate | S | NLL (nats) | accuracy | pooled ECE |",
