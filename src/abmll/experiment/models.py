@@ -63,7 +63,20 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
             f"model {config.name!r} could not be loaded ({first}); name a local folder, a hub id that is in the cache "
             "or can be downloaded, or 'mini'"
         ) from error
-    return (model if quantized else model.to(device)).requires_grad_(False).eval(), tokenizer
+    model = model if quantized else model.to(device)
+    align(model)
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def align(model: Any) -> None:
+    """Move weights that were mapped from a file to 64-byte boundaries, where every allocation starts.
+
+    Matrix kernels of some CPUs give other last bits off such a boundary: without this, a model that was loaded and a
+    copy of it would not agree bit for bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
 
 
 def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> Any:
