@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -201,7 +201,14 @@ class WithFactors:
         return y + layer.scaling[self.adapter] * z.reshape(y.shape)
 
 
-Mode = Mean | Sample | Variational | WithFactors
+class Mode(Protocol):
+    """What every mode can do; a posterior may bring its own."""
+
+    def trains(self, name: str) -> bool | None:
+        """Whether adapter `name` is to have gradients in this mode; None: leave it as it is."""
+
+    def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
+        """The layer's output, from the base output y (batch, tokens, d_out) and the input x (batch, tokens, d_in)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,18 +116,20 @@ def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short
 
 def _setting_options(groups: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
     """(name, type, help) of every setting in the groups."""
-    hints, texts = get_type_hints(RunConfig), _documented(RunConfig, "Attributes")
     for part in fields(RunConfig):
-        kind = hints[part.name]
-        if part.name not in groups:
-            continue
-        if not is_dataclass(kind):
-            yield part.name, kind, f"{texts[part.name]} (default: {_default(part)})"
-            continue
-        inner_hints, inner_texts = get_type_hints(kind), _documented(kind, "Attributes")
-        for setting in fields(kind):
-            text = f"{inner_texts.get(setting.name, '')} (default: {_default(setting)})"
-            yield f"{part.name}.{setting.name}", inner_hints[setting.name], text.replace("%", "%%")
+        if part.name in groups:
+            yield from _options_of(RunConfig, part, part.name)
+
+
+def _options_of(kind: type, setting: Field[Any], name: str) -> Iterator[tuple[str, Any, str]]:
+    """The options of one field of the settings class `kind`: itself, or those of the settings it holds."""
+    hint = get_type_hints(kind)[setting.name]
+    if is_dataclass(hint):
+        for inner in fields(hint):
+            yield from _options_of(hint, inner, f"{name}.{inner.name}")  # type: ignore[arg-type]
+        return
+    text = f"{_documented(kind, 'Attributes').get(setting.name, '')} (default: {_default(setting)})"
+    yield name, hint, text.replace("%", "%%")
 
 
 def _default(setting: Field[Any]) -> Any:

@@ -67,7 +67,10 @@ class AdaptedTask:
         return Example(question, self.options)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the posterior as a PEFT adapter folder with `abmll.json` and a model card; whole or not at all."""
+        """Write the posterior as a PEFT adapter folder with `abmll.json` and a model card; whole or not at all.
+
+        What is more than an adapter (`Posterior.extras`) goes into `posterior.safetensors` beside it.
+        """
         self.posterior.activate()
         facts = {
             "kind": "posterior",
@@ -77,6 +80,7 @@ class AdaptedTask:
         }
         with folders.whole_folder(folder, overwrite) as partial:
             adapter_folder.write(partial, self.posterior.model, state.TASK, self.config, facts)
+            adapter_folder.write_extras(partial, self.posterior.extras)
         return Path(folder)
 
 
@@ -143,6 +147,6 @@ def load(
     same_base(facts["base_model"], model, config.model, path)
     prior = Prior.of(adapter_folder.attach(model, path), tokenizer, config)
     posterior = make_posterior(prior.model, prior.scorer, config.posterior, facts["task"])
-    posterior.load_state_dict(state.read(prior.model, state.PRIOR))
+    posterior.load(state.read(prior.model, state.PRIOR), adapter_folder.read_extras(path))
     options = tuple(facts["options"]) if facts.get("options") else None
     return AdaptedTask(posterior, prior.config, options, facts["prior_hash"])

@@ -50,6 +50,28 @@ def write(folder: Path, model: Any, adapter: str, config: RunConfig, facts: Mapp
     write_whole(folder / "README.md", model_card(content))
 
 
+def write_extras(folder: Path, extras: Mapping[str, Any]) -> None:
+    """Write what a posterior is beside its mean adapter, if there is anything."""
+    from safetensors.torch import save_file
+
+    if extras:
+        save_file({name: tensor.contiguous() for name, tensor in extras.items()}, folder / folders.EXTRAS)
+
+
+def read_extras(folder: Path) -> dict[str, Any]:
+    """What `write_extras` wrote; empty where there is nothing. UserError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / folders.EXTRAS
+    if not path.is_file():
+        return {}
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); copy or write it again") from error
+
+
 def attach(base: Any, folder: Path) -> Any:
     """The PeftModel of `base` with the folder's adapter as its default; UserError where the two do not fit."""
     from peft import PeftModel

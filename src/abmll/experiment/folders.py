@@ -17,6 +17,7 @@ CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
 FACTS = "abmll.json"
 PRIOR = "prior"
+EXTRAS = "posterior.safetensors"  # what a posterior is beside its mean adapter
 RESULT = "result.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # One of these says that a folder was written by abmll or PEFT and may be replaced when --overwrite asks for it.

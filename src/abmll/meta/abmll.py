@@ -99,7 +99,7 @@ class Abmll(MetaLearner):
         for k, examples in enumerate(episode.batches[: c.inner_steps]):
             batch = self.scorer.collate(episode.task, examples)
             t = terms(self.model, self.scorer, batch, self._mode(episode, k, "posterior"))
-            share = kl_share(self.model, len(examples), n)
+            share = kl_share(self.model, len(examples) / n)
             descend(t.nll + c.beta * share * t.kl, self.optimizers["inner"], f"inner step {k} on task {episode.task!r}")
             done.append(Terms(t.nll.detach(), t.kl.detach(), t.hyperprior, t.n))
             tokens += batch.n_tokens

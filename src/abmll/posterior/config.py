@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from abmll.errors import UserError, unknown
+from abmll.posterior.settings import Blob, Dropout, Ensemble, Inducing, Laplace, Swag, Tfb
 
-POSTERIORS = ("none", "point", "variational")
+Name = Literal[
+    "none", "point", "map", "variational", "laplace", "blob", "swag", "inducing", "tfb", "dropout", "ensemble"
+]
+POSTERIORS = Name.__args__  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,19 +19,28 @@ class PosteriorConfig:
     """Settings of adaptation to one task.
 
     Attributes:
-        name: `none` (the start as it is), `point` (gradient steps on the likelihood) or `variational`.
+        name: `none` (the start as it is), `point` (gradient steps on the likelihood), `map` (with a prior), the
+            adapter's own `variational`, or one of `laplace`, `blob`, `swag`, `inducing`, `tfb`, `dropout`, `ensemble`.
         steps: gradient steps, each on one batch.
         batch_size: labelled examples a step.
         lr: AdamW's rate, without decay or schedule.
-        beta: weight of KL(posterior || prior) beside the summed NLL.
-        adapt_kl: False: leave the KL out while adapting (it has no gradient in the reference code).
-        kl: the closed form, or the one-sample estimate.
-        draw: train on draws of the posterior; False: on its mean.
-        scope: `output`: a fresh noise per token, per sequence or per batch.
+        beta: `variational`: weight of KL(posterior || prior) beside the summed NLL.
+        adapt_kl: `variational`: False: leave the KL out while adapting (it has no gradient in the reference code).
+        kl: `variational`: the closed form, or the one-sample estimate.
+        draw: `variational`: train on draws of the posterior; False: on its mean.
+        scope: latent `output`: a fresh noise per token, per sequence or per batch.
         samples: posterior draws that predictions average; 0: predict with the mean.
+        prior_variance: `map`, `laplace`, `blob`: of the weights where the start has learned none.
+        laplace: settings of `laplace`.
+        blob: settings of `blob`.
+        swag: settings of `swag`.
+        inducing: settings of `inducing`.
+        tfb: settings of `tfb`.
+        dropout: settings of `dropout`.
+        ensemble: settings of `ensemble`.
     """
 
-    name: Literal["none", "point", "variational"] = "variational"
+    name: Name = "variational"
     steps: int = 5
     batch_size: int = 8
     lr: float = 2e-4
@@ -37,6 +50,14 @@ class PosteriorConfig:
     draw: bool = True
     scope: Literal["token", "sequence", "batch"] = "token"
     samples: int = 10
+    prior_variance: float = 0.04
+    laplace: Laplace = field(default_factory=Laplace)
+    blob: Blob = field(default_factory=Blob)
+    swag: Swag = field(default_factory=Swag)
+    inducing: Inducing = field(default_factory=Inducing)
+    tfb: Tfb = field(default_factory=Tfb)
+    dropout: Dropout = field(default_factory=Dropout)
+    ensemble: Ensemble = field(default_factory=Ensemble)
 
     def __post_init__(self) -> None:
         if self.name not in POSTERIORS:
@@ -44,5 +65,8 @@ class PosteriorConfig:
         for name, least in (("steps", 0), ("batch_size", 1), ("samples", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"adaptation's {name} = {getattr(self, name)}; at least {least} is needed")
-        if self.lr <= 0 or self.beta < 0:
-            raise UserError(f"adaptation's lr = {self.lr} and beta = {self.beta}; lr > 0 and beta >= 0 are needed")
+        if self.lr <= 0 or self.beta < 0 or self.prior_variance <= 0:
+            raise UserError(
+                f"adaptation's lr = {self.lr}, beta = {self.beta} and prior_variance = {self.prior_variance}; "
+                "lr > 0, beta >= 0 and prior_variance > 0 are needed"
+            )

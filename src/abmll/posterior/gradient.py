@@ -1,81 +1,54 @@
-"""Posteriors reached by a few gradient steps from the prior: `none` (0 steps), `point` and `variational`."""
+"""The loop that posteriors reached by gradient steps share: phi <- start, then steps on batches of the support set."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
-from abmll.adapter import modes, state
+import torch
+from torch import Tensor
+
+from abmll.adapter import state
 from abmll.hashing import stable_hash
 from abmll.posterior.base import Posterior
-from abmll.posterior.objective import adamw, descend, kl_share, terms
+from abmll.posterior.objective import adamw, descend
+from abmll.scoring import Batch
 from abmll.tasks.sampling import minibatches
 from abmll.tasks.task import Example
 
 
-class Point(Posterior):
-    """phi <- theta, then AdamW on the summed NLL of the mean adapter. Its one draw is the mean."""
+class Gradient(Posterior):
+    """Gradient steps from the start; a subclass says what the loss is, and may watch the steps.
 
-    name = "point"
+    The order is `begin`, then for every step `loss` and `taken`, then `end`.
+    """
 
-    def mode(self, seed: int, step: int) -> modes.Mode:
-        """What the adapted layers do in a training step."""
-        return modes.Mean(state.TASK, train=True)
+    def begin(self, support: Sequence[Example], seed: int) -> torch.optim.Optimizer:
+        """Phi <- start; the optimiser of the coming steps."""
+        state.ensure_task_adapter(self.model)
+        state.copy_adapter(self.model, state.PRIOR, state.TASK)
+        return adamw(state.parameters(self.model, state.TASK), self.config.lr)
 
-    def draws(self, samples: int, key: int) -> list[modes.Mode]:
-        """A point has one value, however many samples are asked for."""
-        return super().draws(0, key)
+    @abstractmethod
+    def loss(self, batch: Batch, share: float, seed: int, step: int) -> Tensor:
+        """A step's loss in nats: the NLL summed over the batch, and `share` (|batch| / n) of what counts once."""
+
+    def taken(self, step: int) -> None:
+        """Called after every step: the working adapter holds the new phi."""
+
+    def end(self, support: Sequence[Example], seed: int) -> None:
+        """Keep the result in `tensors` (and `extras`)."""
+        self.tensors = state.read(self.model, state.TASK)
 
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:
         """`config.steps` steps on batches of the support set. Deterministic in (seed, task)."""
-        state.ensure_task_adapter(self.model)
-        state.copy_adapter(self.model, state.PRIOR, state.TASK)
-        optimizer = adamw(state.parameters(self.model, state.TASK), self.config.lr)
+        optimizer = self.begin(support, seed)
         key = stable_hash("adapt", seed, self.task)
         losses = []
         for step, rows in enumerate(minibatches(len(support), self.config.batch_size, self.config.steps, key)):
             batch = self.scorer.collate(self.task, [support[i] for i in rows])
-            parts = terms(self.model, self.scorer, batch, self.mode(seed, step))
-            loss = parts.nll
-            if self.config.adapt_kl:
-                loss = loss + self.config.beta * kl_share(self.model, len(rows), len(support)) * parts.kl
+            loss = self.loss(batch, len(rows) / len(support), seed, step)
             losses.append(descend(loss, optimizer, f"adaptation step {step} of task {self.task!r}"))
-        self.tensors = state.read(self.model, state.TASK)
+            self.taken(step)
+        self.end(support, seed)
         return losses
-
-
-class Unadapted(Point):
-    """The start as it is: no step is taken and no label is used."""
-
-    name = "none"
-
-    def fit(self, support: Sequence[Example], seed: int) -> list[float]:
-        """Phi <- theta."""
-        state.ensure_task_adapter(self.model)
-        state.copy_adapter(self.model, state.PRIOR, state.TASK)
-        self.tensors = state.read(self.model, state.TASK)
-        return []
-
-
-class Variational(Point):
-    """phi <- theta, then AdamW on NLL + beta KL(q_phi || p_theta) with theta fixed (method section 4).
-
-    Sources: Zhang, Snell, Griffiths, arXiv 2508.14285. In the reference code the KL has no gradient at adaptation:
-    `adapt_kl = False`.
-    """
-
-    name = "variational"
-
-    def mode(self, seed: int, step: int) -> modes.Mode:
-        """A draw of the posterior, its KL to the prior."""
-        return modes.Variational(
-            stable_hash("adapt noise", seed, self.task, step),
-            posterior=state.TASK,
-            prior=state.PRIOR,
-            scope=self.config.scope,
-            kl=self.config.kl,
-            draw=self.config.draw,
-        )
-
-    def draws(self, samples: int, key: int) -> list[modes.Mode]:
-        """Draws of q_phi."""
-        return Posterior.draws(self, samples, key)

@@ -39,13 +39,13 @@ def terms(model: Any, scorer: Scorer[Any], batch: Batch, mode: modes.Mode) -> Te
     return Terms(nll, *state.totals(model, mode), count)
 
 
-def kl_share(model: Any, batch_size: int, n: int) -> float:
-    """The share of the KL that belongs to one batch.
+def kl_share(model: Any, share: float) -> float:
+    """The part of the KL that belongs to one batch, which holds `share` = |batch| / n of the examples.
 
-    `output`: 1, the KL is itself a sum over the batch's tokens. `factor`: |batch| / n, because its KL is one number
-    however many of the n examples are seen at once.
+    `output`: 1, the KL is itself a sum over the batch's tokens. `factor`: `share`, because its KL is one number however
+    many of the n examples are seen at once.
     """
-    return 1.0 if state.latent_of(model).uses_inputs else batch_size / n
+    return 1.0 if state.latent_of(model).uses_inputs else share
 
 
 def adamw(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from abmll.errors import UserError
 from abmll.posterior.base import Posterior
 from abmll.posterior.config import PosteriorConfig
-from abmll.posterior.gradient import Point, Unadapted, Variational
+from abmll.posterior.point import Map, Point, Unadapted
+from abmll.posterior.variational import Variational
+from abmll.posterior.weight_prior import WeightPrior
 from abmll.scoring import Scorer
 
-_REGISTRY: dict[str, type[Posterior]] = {p.name: p for p in (Unadapted, Point, Variational)}
+_REGISTRY: dict[str, type[Posterior]] = {p.name: p for p in (Unadapted, Point, Map, Variational)}
 
 
-def make_posterior(model: Any, scorer: Scorer[Any], config: PosteriorConfig, task: str) -> Posterior:
-    """The posterior that `config.name` names; UserError where the adapter's latent cannot carry it."""
+def make_posterior(
+    model: Any, scorer: Scorer[Any], config: PosteriorConfig, task: str, weight_prior: WeightPrior | None = None
+) -> Posterior:
+    """The posterior that `config.name` names; UserError where the adapter's latent cannot carry it.
+
+    `weight_prior`: a Gaussian over A and B around the start, for posteriors in weight space; None: the latent's own
+    if it has one (`factor`), else N(start, config.prior_variance).
+    """
     from abmll.adapter import state
 
-    latent = state.latent_of(model)
-    if config.name == "variational" and not latent.has_variance:
-        raise UserError(
-            f"posterior 'variational' needs an adapter with a variance, but its latent is {latent.name!r}; "
-            "use posterior 'point', or latent 'output' or 'factor'"
-        )
-    return _REGISTRY[config.name](model, scorer, config, task)
+    kind = _REGISTRY[config.name]
+    kind.check(config, state.latent_of(model))
+    return kind(model, scorer, config, task, weight_prior)
