@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import loading, quiet, say
+from abmll.cli.console import loading, quiet, say, warn_of_truncation
 from abmll.cli.parsing import Settings
 
 GROUPS = ("model", "adapter", "scoring", "posterior", "seed")
@@ -52,6 +52,7 @@ def adapt(
     seed = prior.config.seed
     support = task.examples if shots is None else draw_rows(task, shots=shots, query=0, seed=seed).support
     adapted = fit(prior, support, name=task.name, seed=seed)
+    warn_of_truncation(len(prior.scorer.truncated), prior.config.scoring.max_length)
     adapted.save_pretrained(output, overwrite=overwrite)
     losses = f", loss {adapted.losses[0]:.2f} -> {adapted.losses[-1]:.2f} nats a batch" if adapted.losses else ""
     say(f"task {task.name!r}: {len(support)} examples, {len(adapted.losses)} steps{losses}")

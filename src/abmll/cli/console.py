@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from abmll.experiment.train import Progress
+    from abmll.tasks import Suite
 
 
 def quiet() -> None:
@@ -27,6 +28,24 @@ def quiet() -> None:
 def say(message: str) -> None:
     """One line of log."""
     print(message, file=sys.stderr, flush=True)
+
+
+def warn_of_leaks(suite: Suite) -> None:
+    """Say that test tasks hold rows that are learned from, if they do."""
+    from abmll.tasks.inspection import leaks
+
+    if found := leaks(suite):
+        tasks = len({finding.task for finding in found})
+        say(
+            f"warning: {tasks} test task(s) share inputs with tasks that are learned from (task {found[0].task!r}: "
+            f"{found[0].text}); abmll suites check lists them all"
+        )
+
+
+def warn_of_truncation(count: int, max_length: int) -> None:
+    """Say that texts lost their end, if any did."""
+    if count:
+        say(f"warning: {count} texts were cut to {max_length} tokens; raise --scoring.max_length to read all of them")
 
 
 def loading(what: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abmll.cli.console import Bar, loading, quiet
+from abmll.cli.console import Bar, loading, quiet, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings, number_list
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def evaluate(
         raise KeyboardInterrupt("interrupted; the cells are kept, go on with the same command and --resume") from None
     Console(width=None if sys.stdout.isatty() else 96).print(terminal(summary))
     result = folders.read_json(output / folders.RESULT)
+    warn_of_leaks(tasks)
+    warn_of_truncation(result["truncated"], prior.config.scoring.max_length)
     if "paper" in result:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in result["paper"].items())
         print(f"the paper's own metrics, for comparison only: {numbers}")

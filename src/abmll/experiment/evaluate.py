@@ -45,12 +45,12 @@ def evaluate_task(
     The model's default adapter is the start. Rows, batches and noise are functions of (protocol.seed, task name).
     """
     rows = draw_rows(task, shots=protocol.shots, query=protocol.query, seed=protocol.seed)
-    before = len(scorer.truncated)
     began = time.perf_counter()
     posterior = make_posterior(model, scorer, config, task.name)
     losses = posterior.fit(rows.support, protocol.seed)
     seconds_adapt = time.perf_counter() - began
     outcomes = {}
+    texts = {text for e in (*rows.support, *rows.query) for text in (e.input, *e.options)}
     paper = paper_arrays(posterior, rows.query) if wants_paper(scorer) else None
     for S in samples:
         began = time.perf_counter()
@@ -67,8 +67,8 @@ def evaluate_task(
             rows=rows.query_rows,
         )
         seconds = time.perf_counter() - began
-        cut = len(scorer.truncated) - before
         forwards = prediction.log_probs.shape[1]
+        cut = len({(task.name, text) for text in texts} & scorer.truncated)
         outcomes[S] = Outcome(cell, seconds_adapt, seconds, forwards, cut, tuple(losses), rows.query_missing, paper)
     return outcomes
 

@@ -68,6 +68,10 @@ def evaluate_suite(
         raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
     if not seeds:
         raise UserError("no seed to evaluate with; give at least one")
+    if shots == 0 and prior.config.posterior.name != "none":
+        raise UserError("0 shots are nothing to adapt to; give --shots, or posterior 'none'")
+    if query == 0:
+        raise UserError("0 query examples are nothing to score; give at least 1, or null for all that are left")
     for task in suite.test:
         check_examples(prior.scorer, task.name, task.examples)
         rows = draw_rows(task, shots=shots, query=query, seed=seeds[0])
@@ -123,7 +127,9 @@ def _conclude(
     wanted = {(task.name, seed) for task in suite.test for seed in seeds}
     stored = [(cell, facts) for cell, facts in load_cells(folder, name) if (cell.task, cell.seed) in wanted]
     summary = summarise([cell for cell, _ in stored])
-    paper = load_paper(folder)
+    if len(stored) != len(wanted):
+        raise UserError(f"{folder} holds {len(stored)} of {len(wanted)} cells; go on with --resume")
+    paper = load_paper(folder, wanted)
     result = {
         "kind": "evaluation",
         "method": name,
@@ -132,7 +138,7 @@ def _conclude(
         "seeds": list(seeds),
         "tasks": [task.name for task in suite.test],
         "config": asdict(prior.config),
-        "provenance": provenance({"prompt": prior.config.scoring.prompt}),
+        "provenance": provenance({"prompt": prior.scorer.prompt_form}),
         "truncated": sum(facts["truncated"] for _, facts in stored),
         "query_missing": sum(facts["query_missing"] for _, facts in stored),
         "seconds": {

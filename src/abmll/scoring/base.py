@@ -48,6 +48,8 @@ class Scorer(ABC, Generic[B]):
     """
 
     name: ClassVar[str]
+    prompt_form: str
+    """The form of the questions (`tasks.prompts`), written beside every result."""
 
     def __init__(self, tokenizer: Any, config: ScoringConfig, device: torch.device | str = "cpu") -> None:
         self.tokenizer = tokenizer
