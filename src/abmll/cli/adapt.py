@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import loading, quiet, say, warn_of_truncation
+from abmll.cli.console import loading, say, warn_of_truncation
 from abmll.cli.parsing import Settings
+from abmll.experiment.quiet import quiet
 
 GROUPS = ("model", "adapter", "scoring", "posterior", "seed")
 STEPS = "posterior.steps"

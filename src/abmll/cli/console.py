@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from types import TracebackType
@@ -11,18 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from abmll.experiment.train import Progress
     from abmll.tasks import Suite
-
-
-def quiet() -> None:
-    """Silence the libraries' bars and advice, and use the threads that were asked for. Imports torch."""
-    import torch
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def say(message: str) -> None:

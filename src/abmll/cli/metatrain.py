@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import TrainingBar, loading, quiet, warn_of_leaks, warn_of_truncation
+from abmll.cli.console import TrainingBar, loading, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
+from abmll.experiment.quiet import quiet
 
 GROUPS = ("model", "adapter", "scoring", "meta", "posterior", "seed")
 STEPS = "meta.episodes"

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abmll.cli.console import quiet, warn_of_truncation
+from abmll.cli.console import warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
+from abmll.experiment.quiet import quiet
 
 if TYPE_CHECKING:
     from abmll.predict import Prediction

@@ -18,7 +18,6 @@ from abmll.experiment.train import CHECKPOINT, Observer, train
 from abmll.meta import make_meta_learner
 from abmll.scoring import Scorer, make_scorer
 from abmll.tasks.files import write_whole
-from abmll.tasks.prompts import letters_of
 from abmll.tasks.task import Example, Task
 
 
@@ -144,8 +143,7 @@ def check_examples(scorer: Scorer[Any], task: str, examples: Sequence[Example], 
     """UserError, naming task and row, for an example that the scorer or training could not use."""
     for row, example in enumerate(examples, start=1):
         try:
-            if scorer.name == "letters":
-                letters_of(example)
+            scorer.check(example)
             if labelled:
                 _ = example.label
         except UserError as error:

@@ -1,4 +1,4 @@
-"""A result folder: stored cells, `result.json` with where they come from, and a table made from them alone."""
+"""A result folder: stored cells, and `result.json` with a summary made from them alone and where they come from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
 from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper
 from abmll.metrics import Summary, summarise
-from abmll.report.table import markdown
-from abmll.tasks.files import write_whole
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
 
@@ -52,7 +50,7 @@ def evaluate_suite(
     Args:
         prior: the start.
         suite: its `test` tasks are evaluated.
-        output: receives `cells/*.npz` (every option log-probability), `result.json` and `table.md`.
+        output: receives `cells/*.npz` (every option log-probability) and `result.json`.
         shots: labelled examples a task.
         query: scored examples a task; None: all the others.
         seeds: of support draw, adaptation and prediction.
@@ -147,6 +145,5 @@ def _conclude(
         "summary": summary.to_dict(),
         **({"paper": paper_metrics(paper)} if paper else {}),
     }
-    write_whole(folder / "table.md", markdown(summary))
     folders.write_json(folder / folders.RESULT, result)
     return summary

@@ -73,6 +73,9 @@ class Scorer(ABC, Generic[B]):
         log_probs = self.option_log_probs(model, batch)
         return F.nll_loss(log_probs, batch.labels, reduction="sum"), len(batch)
 
+    def check(self, example: Example) -> None:
+        """UserError for an example that this scorer cannot put to a model."""
+
     def length(self, task: str, example: Example) -> int:
         """Tokens that the example costs: to batch examples of like length together."""
         return self.collate(task, [example]).n_tokens

@@ -110,6 +110,10 @@ class Letters(Scorer[LettersBatch]):
             self._tail = tuple(full[len(start) + 1 :])
         return self._tail
 
+    def check(self, example: Example) -> None:
+        """Every option needs a letter."""
+        letters_of(example)
+
     def encode(self, task: str, example: Example) -> _Encoded:
         """The prompt's tokens, shortened to `max_length` where needed; cached."""
         key = (task, Example(example.input, example.options))  # the answer is no part of the prompt
