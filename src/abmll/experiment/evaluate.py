@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from abmll.experiment.paper import paper_arrays, wants_paper
-from abmll.experiment.stored import Outcome, cell_path, load_cells, store
+from abmll.experiment.stored import Outcome, cell_path, store
 from abmll.metrics import Cell
 from abmll.posterior import PosteriorConfig, make_posterior
 from abmll.predict import predict
 from abmll.scoring import Scorer
 from abmll.tasks.splits import draw_rows
 from abmll.tasks.task import Task
-
-__all__ = ["Outcome", "Protocol", "cell_path", "evaluate", "evaluate_task", "load_cells", "store"]
 
 
 @dataclass(frozen=True, slots=True)
