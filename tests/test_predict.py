@@ -89,6 +89,13 @@ def test_labels_are_not_read(fitted):
     assert torch.equal(predict(posterior, rows).log_probs, predict(posterior, blind).log_probs)
 
 
+def test_an_adapter_that_diverged_gives_no_answer(fitted):
+    posterior = fitted("point", "point")
+    posterior.tensors = {name: t * float("nan") for name, t in posterior.tensors.items()}
+    with pytest.raises(UserError, match="adapter of task 'u0' gives probabilities that are not a number"):
+        predict(posterior, QUESTIONS)
+
+
 def test_what_cannot_be_asked_is_refused(fitted):
     posterior = fitted("variational", "factor")
     with pytest.raises(UserError, match="no question to predict"):

@@ -28,7 +28,7 @@ def log_prob(z: Tensor, m: Tensor, l: Tensor) -> Tensor:
 
 
 def sample(m: Tensor, l: Tensor, eps: Tensor) -> Tensor:
-    """M + exp(l / 2) eps: a reparameterised draw for standard normal `eps` of the same shape."""
+    """The reparameterised draw m + exp(l / 2) eps, for standard normal `eps` of the same shape."""
     return m + torch.exp(0.5 * l) * eps
 
 

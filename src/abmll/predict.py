@@ -96,7 +96,7 @@ def predict(
         the Prediction, in the questions' order.
 
     Raises:
-        UserError: no question, or fewer than 0 samples.
+        UserError: no question, fewer than 0 samples, or an adapter whose answers are not numbers.
     """
     if not questions:
         raise UserError("there is no question to predict; at least one is needed")
@@ -115,5 +115,10 @@ def predict(
         log_probs = posterior.log_probs(batch, S, key).cpu()  # (rows, S, C of the batch)
         padding = (0, width - log_probs.shape[-1])
         parts.update(zip(rows, torch.nn.functional.pad(log_probs, padding, value=-torch.inf), strict=True))
+        if log_probs.isnan().any():
+            raise UserError(
+                f"the adapter of task {posterior.task!r} gives probabilities that are not a number; its training "
+                "diverged: adapt it again with a lower rate"
+            )
     epistemic = posterior.epistemic and S > 0
     return Prediction(torch.stack([parts[i] for i in range(len(questions))]), tuple(questions), epistemic)

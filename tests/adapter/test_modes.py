@@ -458,6 +458,24 @@ def test_an_adapter_that_is_not_there_is_refused(mode, adapted):
         pass
 
 
+@pytest.mark.parametrize("mode", [Sample(1), Mean(PRIOR)])
+def test_a_merged_or_disabled_adapter_would_answer_without_its_mode(mode, adapted, ids):
+    model = adapted("factor")
+    model.merge_adapter()
+    with pytest.raises(UserError, match="merged or disabled"), use(model, mode):
+        pass
+    model.unmerge_adapter()
+    with use(model, mode):
+        pass
+    with model.disable_adapter(), pytest.raises(UserError, match="merged or disabled"), use(model, mode):
+        pass
+
+
+def test_a_batch_of_several_adapters_is_refused(adapted, ids):
+    with pytest.raises(UserError, match=r"adapter_names .* is not supported"):
+        adapted("factor")(ids, adapter_names=["default"] * len(ids))
+
+
 def test_factors_for_a_layer_that_is_not_there_are_refused(adapted):
     factors = {"model.layers.0.self_attn.k_proj": (torch.zeros(1, 3, 32), torch.zeros(1, 16, 3))}
     with pytest.raises(UserError, match="unknown adapted layer"), use(adapted("point"), WithFactors(factors)):

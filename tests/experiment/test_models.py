@@ -1,7 +1,13 @@
 """How base models come into memory."""
 
+import json
+import subprocess
+
+import pytest
 import torch
 
+import abmll
+import tiny
 from abmll.experiment.config import ModelConfig
 from abmll.experiment.models import align, load_base
 
@@ -27,3 +33,52 @@ def test_aligning_changes_where_weights_lie_and_nothing_else():
     assert linear.weight is parameter
     assert parameter.data_ptr() % 64 == 0
     assert torch.equal(parameter, wanted)
+
+
+@pytest.mark.parametrize("asked", ["not", "by a setting", "by hand, as PEFT's users do"])
+def test_checkpointing_is_in_force_where_it_is_asked_for(asked, adapted, tokenizer, suite):
+    model, passes = adapted("factor"), []
+    model.get_base_model().model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(1))
+    config = tiny.settings(latent="factor", model={"gradient_checkpointing": asked == "by a setting"})
+    if asked.startswith("by hand"):
+        model.gradient_checkpointing_enable()
+    prior = abmll.metatrain(model, tokenizer, suite.train, config)
+    again = 1 if asked == "not" else 2  # a checkpointed block runs once more in backward
+    assert len(passes) == again * 4 * 2  # episodes, inner steps
+    assert prior.config.model.gradient_checkpointing == (asked != "not")
+    passes.clear()
+    abmll.adapt(prior, suite.test[0].examples[:4])
+    assert len(passes) == again * 3
+
+
+def test_what_training_would_ignore_is_refused(adapted, tokenizer, suite):
+    model = adapted("factor", lora_dropout=0.5)
+    with pytest.raises(abmll.UserError, match=r"lora_dropout = 0.5, but dropout is off .* make it with lora_dropout=0"):
+        abmll.metatrain(model, tokenizer, suite.train, tiny.settings(latent="factor"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_base_model_is_itself_in_every_dtype_and_no_other(dtype, folder, tmp_path):
+    from abmll.experiment.identity import base_fingerprint, same_base
+
+    model, _ = load_base(ModelConfig(str(folder)), "letters")
+    saved = {"name": "it", "fingerprint": json.loads(json.dumps(base_fingerprint(model)))}
+    config = ModelConfig(str(folder), dtype=dtype)
+    same_base(saved, load_base(config, "letters")[0], config, tmp_path)
+    other, _ = load_base(ModelConfig(str(tiny.save_llama(tmp_path / "other", seed=1))), "letters")
+    with pytest.raises(abmll.UserError, match="was made for base model 'it'"):
+        same_base(saved, other, config, tmp_path)
+
+
+def test_the_commit_is_abmlls_own_or_none(monkeypatch, tmp_path):
+    from abmll.experiment import provenance
+
+    own = provenance.provenance()["commit"]
+    installed = tmp_path / "site" / "provenance.py"
+    installed.parent.mkdir()
+    installed.touch()
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(installed))
+    assert provenance.provenance()["commit"] is None
+    if own is not None:  # a checkout, not an archive
+        assert len(own.removesuffix("-dirty")) == 40

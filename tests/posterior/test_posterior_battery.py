@@ -190,6 +190,13 @@ def test_a_loss_that_is_not_finite_changes_nothing(value):
     assert torch.equal(p.detach(), torch.ones(3))
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    p = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(NonFiniteLossError, match=r"the gradient is not finite at step 3 of 'x' \(the loss is 0.0\)"):
+        descend(p.abs().sqrt().sum(), adamw([p], 0.1), "step 3 of 'x'")  # 0 / 0
+    assert torch.equal(p.detach(), torch.zeros(3))
+
+
 def test_the_noise_of_a_fit_is_fresh_at_every_step(fitted):
     posterior = fitted("variational", "output", fit=False)
     keys = [posterior.mode(seed, step).key for seed in (1, 2) for step in range(3)]

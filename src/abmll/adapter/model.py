@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -90,6 +92,16 @@ class AbmllModel(BaseTuner):  # type: ignore[misc]
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT calls this around a forward pass whose caller gave arguments that are PEFT's own."""
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                "adapter_names (a batch of several adapters) is not supported by ABMLL adapters; answer one adapter's "
+                "rows at a time, with set_adapter"
+            )
+        yield
 
     # PEFT resolves these on the tuner before it looks at the wrapped model, so the usual call on the adapted model
     # brings the mode into every recomputed block.

@@ -108,7 +108,7 @@ class Mean:
         return None if self.train is None else (self.train and name == self.adapter)
 
     def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
-        """Y plus the mean output of every adapter asked for."""
+        """The base output y plus the mean output of every adapter asked for."""
         for name in layer.active_adapters if self.adapter is None else (self.adapter,):
             if name in layer.abmll_A:
                 y = y + layer.latents[name].mean(layer, name, layer.cast(x, name))
@@ -129,7 +129,7 @@ class Sample:
         return None
 
     def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
-        """Y plus the draw."""
+        """The base output y plus the draw."""
         if self.adapter not in layer.abmll_A:
             return y
         return y + layer.latents[self.adapter].sample(layer, self.adapter, layer.cast(x, self.adapter), self, tokens)
@@ -164,7 +164,7 @@ class Variational:
         return name == (self.posterior if self.update == "posterior" else self.prior)
 
     def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
-        """Y plus the posterior's draw; sums that depend on x go into the sink."""
+        """The base output y plus the posterior's draw; sums that depend on x go into the sink."""
         if self.posterior not in layer.abmll_A:
             return y
         z = layer.latents[self.posterior].variational(layer, layer.cast(x, self.posterior), self, tokens)
@@ -187,7 +187,7 @@ class WithFactors:
         return False
 
     def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
-        """Y plus each block's own low-rank product."""
+        """The base output y plus each block's own low-rank product."""
         if layer.key not in self.factors:
             return y
         A, B = self.factors[layer.key]
@@ -252,6 +252,11 @@ def use(model: nn.Module, mode: Mode) -> Iterator[None]:
 
     layers = adapted_layers(model)
     _check_names(layers, mode)
+    if mode != Mean() and any(layer.merged or layer.disable_adapters for layer in layers.values()):
+        raise UserError(
+            "the model's adapters are merged or disabled, so it would answer without the mode; call unmerge_adapter() "
+            "or enable_adapter_layers() first"
+        )
     if mode != Mean() and torch.is_grad_enabled():  # outside its mode a block would be recomputed as Mean()
         _check_checkpointing(model)
     for layer in layers.values():

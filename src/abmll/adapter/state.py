@@ -70,7 +70,7 @@ def write(model: PeftModel, adapter: str, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:
-    """Target <- source, exactly ("phi <- theta")."""
+    """Copy an adapter onto another, exactly: "phi <- theta"."""
     for p, q in zip(parameters(model, target), parameters(model, source), strict=True):
         p.copy_(q)
 

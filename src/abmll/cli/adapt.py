@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import loading, quiet, say
+from abmll.cli.console import loading, say, warn_of_truncation
 from abmll.cli.parsing import Settings
+from abmll.experiment.quiet import quiet
 
 GROUPS = ("model", "adapter", "scoring", "posterior", "seed")
 STEPS = "posterior.steps"
@@ -52,6 +53,7 @@ def adapt(
     seed = prior.config.seed
     support = task.examples if shots is None else draw_rows(task, shots=shots, query=0, seed=seed).support
     adapted = fit(prior, support, name=task.name, seed=seed)
+    warn_of_truncation(len(prior.scorer.truncated), prior.config.scoring.max_length)
     adapted.save_pretrained(output, overwrite=overwrite)
     losses = f", loss {adapted.losses[0]:.2f} -> {adapted.losses[-1]:.2f} nats a batch" if adapted.losses else ""
     say(f"task {task.name!r}: {len(support)} examples, {len(adapted.losses)} steps{losses}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from types import TracebackType
@@ -10,23 +9,30 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from abmll.experiment.train import Progress
-
-
-def quiet() -> None:
-    """Silence the libraries' bars and advice, and use the threads that were asked for. Imports torch."""
-    import torch
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    from abmll.tasks import Suite
 
 
 def say(message: str) -> None:
     """One line of log."""
     print(message, file=sys.stderr, flush=True)
+
+
+def warn_of_leaks(suite: Suite) -> None:
+    """Say that test tasks hold rows that are learned from, if they do."""
+    from abmll.tasks.inspection import leaks
+
+    if found := leaks(suite):
+        tasks = len({finding.task for finding in found})
+        say(
+            f"warning: {tasks} test task(s) share inputs with tasks that are learned from (task {found[0].task!r}: "
+            f"{found[0].text}); abmll suites check lists them all"
+        )
+
+
+def warn_of_truncation(count: int, max_length: int) -> None:
+    """Say that texts lost their end, if any did."""
+    if count:
+        say(f"warning: {count} texts were cut to {max_length} tokens; raise --scoring.max_length to read all of them")
 
 
 def loading(what: str) -> None:

@@ -47,7 +47,7 @@ def demo(*, output: Path = Path("abmll-demo"), episodes: int = 0, processes: int
     folders.fresh_folder(output, overwrite)
     folders.write_json(output / "identity.json", {"kind": "demo"})
     if processes == 0:
-        from abmll.cli.console import quiet
+        from abmll.experiment.quiet import quiet
 
         quiet()
     with Watch(made) as watch:

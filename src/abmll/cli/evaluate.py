@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abmll.cli.console import Bar, loading, quiet
+from abmll.cli.console import Bar, loading, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings, number_list
+from abmll.experiment.quiet import quiet
 
 if TYPE_CHECKING:
     from abmll.experiment.results import Seen
@@ -59,7 +60,8 @@ def evaluate(
 
     from abmll.experiment import load_prior
     from abmll.experiment.results import evaluate_suite
-    from abmll.report.table import terminal
+    from abmll.report.table import markdown, terminal
+    from abmll.tasks.files import write_whole
 
     prior = load_prior(start, settings, preset_name=preset)
     try:
@@ -84,7 +86,10 @@ def evaluate(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the cells are kept, go on with the same command and --resume") from None
     Console(width=None if sys.stdout.isatty() else 96).print(terminal(summary))
+    write_whole(output / "table.md", markdown(summary))
     result = folders.read_json(output / folders.RESULT)
+    warn_of_leaks(tasks)
+    warn_of_truncation(result["truncated"], prior.config.scoring.max_length)
     if "paper" in result:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in result["paper"].items())
         print(f"the paper's own metrics, for comparison only: {numbers}")

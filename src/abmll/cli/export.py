@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from abmll.cli.console import quiet
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
+from abmll.experiment.quiet import quiet
 
 GROUPS = ("model",)
 

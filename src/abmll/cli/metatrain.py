@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import TrainingBar, loading, quiet
+from abmll.cli.console import TrainingBar, loading, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
+from abmll.experiment.quiet import quiet
 
 GROUPS = ("model", "adapter", "scoring", "meta", "posterior", "seed")
 STEPS = "meta.episodes"
@@ -71,17 +72,15 @@ def metatrain(
     loading(config.model.name)
     quiet()
     from abmll.experiment import metatrain as learn
-    from abmll.experiment.models import add_adapter, enable_checkpointing, load_base
+    from abmll.experiment.models import add_adapter, load_base
     from abmll.posterior import NonFiniteLossError
 
     base_model, tokenizer = load_base(config.model, config.scoring.name)
     model = add_adapter(base_model, config.adapter, config.seed)
-    if config.model.gradient_checkpointing:
-        enable_checkpointing(model)
     steps = -(-config.meta.episodes // config.meta.tasks_per_step)
     try:
         with TrainingBar("meta-training", steps) as bar, track(config) as others:
-            learn(
+            prior = learn(
                 model,
                 tokenizer,
                 tasks.train,
@@ -98,5 +97,7 @@ def metatrain(
     except KeyboardInterrupt:
         kept = f"the state is kept, go on with: abmll metatrain --resume {output}"
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
+    warn_of_leaks(tasks)
+    warn_of_truncation(len(prior.scorer.truncated), config.scoring.max_length)
     print(f"prior: {output / folders.PRIOR}")
     print(f"next:  abmll adapt {output} --data FILE --output DIR")

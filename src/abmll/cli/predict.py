@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abmll.cli.console import quiet
+from abmll.cli.console import warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
+from abmll.experiment.quiet import quiet
 
 if TYPE_CHECKING:
     from abmll.predict import Prediction
@@ -61,6 +62,7 @@ def predict(
 
     task = load(adapter, base=base)
     prediction = task.predict(questions, samples=samples, seed=seed, batch_size=batch_size)
+    warn_of_truncation(len(task.posterior.scorer.truncated), task.config.scoring.max_length)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(prediction)]
     if output is None:
         sys.stdout.writelines(lines)
@@ -71,14 +73,14 @@ def predict(
 def rows(prediction: Prediction) -> Iterator[dict[str, Any]]:
     """What is written of every question; probabilities are in the options' order."""
     probs, entropy = prediction.probs.tolist(), prediction.entropy.tolist()
-    information = prediction.mutual_information
+    confidence, information = prediction.confidence.tolist(), prediction.mutual_information
     for i, (example, answer) in enumerate(zip(prediction.examples, prediction.answers, strict=True)):
         yield {
             "input": example.input,
             "options": list(example.options),
             "probabilities": probs[i][: len(example.options)],
             "answer": answer,
-            "confidence": float(prediction.confidence[i]),
+            "confidence": confidence[i],
             "entropy": entropy[i],
             "mutual_information": None if information is None else float(information[i]),
         }

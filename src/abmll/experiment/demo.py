@@ -125,7 +125,7 @@ def _listen(workers: Sequence[Any], news: Any, tell: Callable[[News], None]) -> 
 
 def _process(share: Sequence[Method], plan: Plan, output: Path, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its children
-    from abmll.cli.console import quiet
+    from abmll.experiment.quiet import quiet
 
     quiet()
     warnings.simplefilter("ignore")

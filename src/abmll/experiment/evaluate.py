@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from abmll.experiment.paper import paper_arrays, wants_paper
-from abmll.experiment.stored import Outcome, cell_path, load_cells, store
+from abmll.experiment.stored import Outcome, cell_path, store
 from abmll.metrics import Cell
 from abmll.posterior import PosteriorConfig, make_posterior
 from abmll.predict import predict
 from abmll.scoring import Scorer
 from abmll.tasks.splits import draw_rows
 from abmll.tasks.task import Task
-
-__all__ = ["Outcome", "Protocol", "cell_path", "evaluate", "evaluate_task", "load_cells", "store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +43,12 @@ def evaluate_task(
     The model's default adapter is the start. Rows, batches and noise are functions of (protocol.seed, task name).
     """
     rows = draw_rows(task, shots=protocol.shots, query=protocol.query, seed=protocol.seed)
-    before = len(scorer.truncated)
     began = time.perf_counter()
     posterior = make_posterior(model, scorer, config, task.name)
     losses = posterior.fit(rows.support, protocol.seed)
     seconds_adapt = time.perf_counter() - began
     outcomes = {}
+    texts = {text for e in (*rows.support, *rows.query) for text in (e.input, *e.options)}
     paper = paper_arrays(posterior, rows.query) if wants_paper(scorer) else None
     for S in samples:
         began = time.perf_counter()
@@ -67,8 +65,8 @@ def evaluate_task(
             rows=rows.query_rows,
         )
         seconds = time.perf_counter() - began
-        cut = len(scorer.truncated) - before
         forwards = prediction.log_probs.shape[1]
+        cut = len({(task.name, text) for text in texts} & scorer.truncated)
         outcomes[S] = Outcome(cell, seconds_adapt, seconds, forwards, cut, tuple(losses), rows.query_missing, paper)
     return outcomes
 

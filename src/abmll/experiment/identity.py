@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -17,18 +18,25 @@ from abmll.experiment.config import AdapterSettings, ModelConfig, RunConfig
 _SIZES = ("model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size", "intermediate_size")
 
 
-def base_fingerprint(model: Any) -> str:
-    """A short hash of the base model's architecture and of 256 of its embedding weights.
+def base_fingerprint(model: Any) -> dict[str, Any]:
+    """What tells base models apart: a short hash of the sizes, and 32 embedding weights to three digits.
 
-    The same for every dtype that the weights are loaded in (they are compared in bfloat16), for 4- and 8-bit loading
-    (embeddings are not quantised), and wherever the model's folder lies.
+    It holds for every dtype that the weights are loaded in, for 4- and 8-bit loading (embeddings are not quantised),
+    and wherever the model's folder lies. Weights are kept, not hashed: two dtypes round them differently.
     """
     config = model.config
     weight = model.get_input_embeddings().weight.detach().flatten()
-    stride = max(1, weight.numel() // 256)
-    sample = weight[::stride][:256].to(torch.bfloat16).view(torch.int16).cpu()
+    sample = weight[:: max(1, weight.numel() // 32)][:32].float().tolist()
     sizes = [(name, getattr(config, name, None)) for name in _SIZES]
-    return sha256(repr(sizes).encode() + sample.numpy().tobytes()).hexdigest()[:16]
+    return {"sizes": sha256(repr(sizes).encode()).hexdigest()[:16], "weights": [float(f"{w:.3g}") for w in sample]}
+
+
+def _fits(saved: Any, found: dict[str, Any]) -> bool:
+    if not isinstance(saved, Mapping) or saved.get("sizes") != found["sizes"]:
+        return False
+    pairs = list(zip(saved.get("weights", ()), found["weights"], strict=False))
+    # bfloat16 has eight bits, float16 is dense down to 6e-8: two roundings and three digits stay within these
+    return len(pairs) == len(found["weights"]) and all(math.isclose(a, b, rel_tol=0.02, abs_tol=1e-6) for a, b in pairs)
 
 
 def state_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -55,8 +63,14 @@ def described(model: Any, config: RunConfig) -> RunConfig:
         b_variance=peft.b_variance,
     )
     base = model.get_base_model()
-    name = base_name(base) or config.model.name
-    return replace(config, adapter=adapter, model=replace(config.model, name=name, dtype=dtype_name(base)))
+    facts = {
+        "name": base_name(base) or config.model.name,
+        "dtype": dtype_name(base),
+        # also where the user has enabled it by hand, as PEFT's users do
+        "gradient_checkpointing": config.model.gradient_checkpointing
+        or any(getattr(module, "gradient_checkpointing", False) for module in base.modules()),
+    }
+    return replace(config, adapter=adapter, model=replace(config.model, **facts))
 
 
 def base_name(base: Any) -> str:
@@ -75,8 +89,8 @@ def dtype_name(base: Any) -> Any:
 def same_base(saved: Mapping[str, Any], base: Any, config: ModelConfig, where: Path) -> None:
     """UserError unless the adapter in `where` was made for this base model."""
     found = base_fingerprint(base)
-    if saved.get("fingerprint") != found:
+    if not _fits(saved.get("fingerprint"), found):
         raise UserError(
-            f"{where} was made for base model {saved.get('name')!r} (fingerprint {saved.get('fingerprint')}), not for "
-            f"{config.name!r} ({found}); give that model"
+            f"{where} was made for base model {saved.get('name')!r}, not for {config.name!r} (its sizes or weights "
+            "differ); give that model"
         )

@@ -12,12 +12,12 @@ from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
 from abmll.experiment.config import RunConfig, check, default_preset, preset, read_yaml, to_yaml
 from abmll.experiment.identity import described, state_hash
+from abmll.experiment.models import enable_checkpointing
 from abmll.experiment.provenance import provenance
 from abmll.experiment.train import CHECKPOINT, Observer, train
 from abmll.meta import make_meta_learner
 from abmll.scoring import Scorer, make_scorer
 from abmll.tasks.files import write_whole
-from abmll.tasks.prompts import letters_of
 from abmll.tasks.task import Example, Task
 
 
@@ -41,8 +41,11 @@ class Prior:
     def of(cls, model: Any, tokenizer: Any, config: RunConfig) -> Prior:
         """The prior that an adapted model's default adapter is at this moment."""
         model.eval()
+        config = described(model, config)
+        if config.model.gradient_checkpointing:
+            enable_checkpointing(model)  # after eval(), which would switch the blocks off again
         device = next(model.parameters()).device
-        return cls(model, tokenizer, described(model, config), make_scorer(tokenizer, config.scoring, device))
+        return cls(model, tokenizer, config, make_scorer(tokenizer, config.scoring, device))
 
     @property
     def hash(self) -> str:
@@ -93,6 +96,7 @@ def metatrain(
         UserError: settings that do not fit each other or the model, tasks that cannot be answered, a folder that
             exists. NonFiniteLossError (a UserError) if training diverges: the last good state is in the checkpoint.
     """
+    _refuse_untrained(model)
     latent = state.latent_of(model)
     given = config or preset(default_preset("abmll" if latent.has_variance else "multitask", latent.name))
     prior = Prior.of(model, tokenizer, given)
@@ -120,12 +124,26 @@ def metatrain(
     return prior
 
 
+def _refuse_untrained(model: Any) -> None:
+    """UserError for settings of the adapter that meta-training and adaptation would ignore."""
+    peft = model.peft_config[state.PRIOR]
+    if peft.lora_dropout:
+        raise UserError(
+            f"the adapter has lora_dropout = {peft.lora_dropout}, but dropout is off while a prior is learned or a "
+            "posterior fitted; make it with lora_dropout=0"
+        )
+    if peft.modules_to_save:
+        raise UserError(
+            f"the adapter has modules_to_save = {sorted(peft.modules_to_save)}, which only PEFT's own training would "
+            "train; make it without"
+        )
+
+
 def check_examples(scorer: Scorer[Any], task: str, examples: Sequence[Example], labelled: bool = True) -> None:
     """UserError, naming task and row, for an example that the scorer or training could not use."""
     for row, example in enumerate(examples, start=1):
         try:
-            if scorer.name == "letters":
-                letters_of(example)
+            scorer.check(example)
             if labelled:
                 _ = example.label
         except UserError as error:
@@ -141,8 +159,13 @@ def _open_run(folder: Path, config: RunConfig, overwrite: bool, facts: dict[str,
 def _same_run(folder: Path, config: RunConfig) -> None:
     saved = asdict(read_yaml(folder / folders.CONFIG))
     for part, values in asdict(config).items():
-        if saved[part] != values:
-            raise UserError(
-                f"{folder} was begun with other settings: {part} = {saved[part]!r}, now {values!r}; resume with the "
-                "same ones, or start anew elsewhere"
-            )
+        if saved[part] == values:
+            continue
+        pairs = [(part, saved[part], values)]
+        if isinstance(values, dict):
+            pairs = [(f"{part}.{name}", saved[part].get(name), v) for name, v in values.items()]
+        name, before, now = next(pair for pair in pairs if pair[1] != pair[2])
+        raise UserError(
+            f"{folder} was begun with other settings: {name} = {before!r}, now {now!r}; resume with the same ones, or "
+            "start anew elsewhere"
+        )

@@ -37,12 +37,21 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of abmll's own checkout, if it runs from one."""
-    here = Path(__file__).resolve().parent
+    """The commit of abmll's own checkout, if it runs from one, with "-dirty" where tracked files were changed."""
+    here = Path(__file__).resolve()
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None  # installed, perhaps inside somebody else's repository
+    commit = _git(here.parent, "rev-parse", "HEAD")
+    changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What a git command prints; None where there is no git, no repository, or it fails."""
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if found.returncode == 0 else None

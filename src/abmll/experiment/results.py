@@ -1,4 +1,4 @@
-"""A result folder: stored cells, `result.json` with where they come from, and a table made from them alone."""
+"""A result folder: stored cells, and `result.json` with a summary made from them alone and where they come from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
 from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper
 from abmll.metrics import Summary, summarise
-from abmll.report.table import markdown
-from abmll.tasks.files import write_whole
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
 
@@ -52,7 +50,7 @@ def evaluate_suite(
     Args:
         prior: the start.
         suite: its `test` tasks are evaluated.
-        output: receives `cells/*.npz` (every option log-probability), `result.json` and `table.md`.
+        output: receives `cells/*.npz` (every option log-probability) and `result.json`.
         shots: labelled examples a task.
         query: scored examples a task; None: all the others.
         seeds: of support draw, adaptation and prediction.
@@ -68,6 +66,10 @@ def evaluate_suite(
         raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
     if not seeds:
         raise UserError("no seed to evaluate with; give at least one")
+    if shots == 0 and prior.config.posterior.name != "none":
+        raise UserError("0 shots are nothing to adapt to; give --shots, or posterior 'none'")
+    if query == 0:
+        raise UserError("0 query examples are nothing to score; give at least 1, or null for all that are left")
     for task in suite.test:
         check_examples(prior.scorer, task.name, task.examples)
         rows = draw_rows(task, shots=shots, query=query, seed=seeds[0])
@@ -123,7 +125,9 @@ def _conclude(
     wanted = {(task.name, seed) for task in suite.test for seed in seeds}
     stored = [(cell, facts) for cell, facts in load_cells(folder, name) if (cell.task, cell.seed) in wanted]
     summary = summarise([cell for cell, _ in stored])
-    paper = load_paper(folder)
+    if len(stored) != len(wanted):
+        raise UserError(f"{folder} holds {len(stored)} of {len(wanted)} cells; go on with --resume")
+    paper = load_paper(folder, wanted)
     result = {
         "kind": "evaluation",
         "method": name,
@@ -132,7 +136,7 @@ def _conclude(
         "seeds": list(seeds),
         "tasks": [task.name for task in suite.test],
         "config": asdict(prior.config),
-        "provenance": provenance({"prompt": prior.config.scoring.prompt}),
+        "provenance": provenance({"prompt": prior.scorer.prompt_form}),
         "truncated": sum(facts["truncated"] for _, facts in stored),
         "query_missing": sum(facts["query_missing"] for _, facts in stored),
         "seconds": {
@@ -141,6 +145,5 @@ def _conclude(
         "summary": summary.to_dict(),
         **({"paper": paper_metrics(paper)} if paper else {}),
     }
-    write_whole(folder / "table.md", markdown(summary))
     folders.write_json(folder / folders.RESULT, result)
     return summary

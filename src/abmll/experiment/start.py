@@ -14,6 +14,7 @@ from abmll.experiment.facts import adapter_folder_of, read_facts
 from abmll.experiment.identity import same_base
 from abmll.experiment.models import add_adapter, load_base
 from abmll.experiment.prior import Prior
+from abmll.meta.config import MetaConfig
 
 Changes = Mapping[str, Any]
 
@@ -36,6 +37,7 @@ def load_prior(start: str | Path, changes: Changes | None = None, *, preset_name
     if folder is None:
         config = default_config(changes) if preset_name is None else preset(preset_name)
         config = merge(merge(config, {"model": {"name": str(start)}}), changes)
+        config = replace(config, meta=MetaConfig("none"))  # whatever the preset learns by: nothing was learned
         check(config)
         base, tokenizer = load_base(config.model, config.scoring.name)
         return Prior.of(add_adapter(base, config.adapter, config.seed), tokenizer, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,9 @@ class Outcome:
 
 
 def cell_path(folder: Path, task: str, seed: int) -> Path:
-    """Where a cell is stored."""
-    return folder / "cells" / f"{task.replace('/', '_')}.{seed}.npz"
+    """Where a cell is stored: one file for each task name, whatever characters it has."""
+    name = task.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
+    return folder / "cells" / f"{name}.{seed}.npz"
 
 
 def store(folder: Path, outcome: Outcome) -> Path:
@@ -78,11 +79,11 @@ def store(folder: Path, outcome: Outcome) -> Path:
     return path
 
 
-def load_paper(folder: Path) -> list[tuple[Arrays, NDArray[Any]]]:
-    """The paper's own arrays of every stored cell that has them, each with the labels."""
+def load_paper(folder: Path, cells: Collection[tuple[str, int]]) -> list[tuple[Arrays, NDArray[Any]]]:
+    """The paper's own arrays of those of the (task, seed) cells that have them, each with the labels."""
     found: list[tuple[Arrays, NDArray[Any]]] = []
-    for path in sorted((folder / "cells").glob("*.npz")):
-        with np.load(path, allow_pickle=False) as data:
+    for task, seed in sorted(cells):
+        with np.load(cell_path(folder, task, seed), allow_pickle=False) as data:
             arrays = {name.removeprefix("paper_"): data[name] for name in data.files if name.startswith("paper_")}
             if arrays:
                 found.append((arrays, data["labels"]))

@@ -48,7 +48,8 @@ class Multitask(Sequential):
     """K + 1 steps on the shuffled union of all tasks.
 
     A pass cuts every task's shuffled rows into batches and shuffles the batches of all tasks together, so a batch
-    belongs to one task, as in an episode: it has one set of options to encode.
+    belongs to one task, as in an episode: it has one set of options to encode. Rows that fill no batch wait for the
+    next pass, which shuffles anew.
     """
 
     name = "multitask"

@@ -30,7 +30,8 @@ class Contest:
 def judge(metric: str, baseline: str, better: Better, contests: Sequence[Contest], alpha: float) -> list[Comparison]:
     """Adjust the p values over the methods of one metric and say what is resolved.
 
-    A difference is "better" or "worse" when its Holm p is at most alpha, else "not resolved". Where the test could not
+    A difference is "better" or "worse" when its Holm p is at most alpha and the tested difference has its sign (the
+    pooled ECE is tested as it is and shown without its bias), else "not resolved". Where the test could not
     have resolved anything (too few tasks, or too few for so many methods) the note says so.
 
     Args:
@@ -43,7 +44,8 @@ def judge(metric: str, baseline: str, better: Better, contests: Sequence[Contest
     judged = []
     for contest, p in zip(contests, holm([c.test.p for c in contests])):
         verdict = "not resolved"
-        if p is not None and p <= alpha and contest.difference != 0:
+        agree = contest.difference * contest.test.difference > 0
+        if p is not None and p <= alpha and agree:
             verdict = "better" if (contest.difference > 0) == (better == "higher") else "worse"
         judged.append(
             Comparison(

@@ -120,7 +120,7 @@ class _DrawAndDivergence(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         by_m, by_l, by_l_p, deviation = ctx.saved_tensors
-        needs_q, _, needs_p = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        needs_q, needs_p = any(ctx.needs_input_grad[:2]), any(ctx.needs_input_grad[2:4])
         into: list[Tensor | None] = [None, None, None, None]
         if needs_q:
             grad_z = grad_z.reshape(by_m.shape)

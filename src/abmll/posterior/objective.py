@@ -14,7 +14,10 @@ from abmll.scoring import Batch, Scorer
 
 
 class NonFiniteLossError(UserError):
-    """The loss is NaN or infinite: training stops before the step, so the parameters are still the last good ones."""
+    """The loss, or its gradient, is NaN or infinite.
+
+    Training stops before the step: the parameters are still the last good ones.
+    """
 
 
 class Terms(NamedTuple):
@@ -55,7 +58,7 @@ def adamw(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
-    """Backward and one step; the loss as a number. Raises NonFiniteLossError before anything is changed."""
+    """Backward and one step; the loss as a number. Raises NonFiniteLossError before a parameter is changed."""
     value = loss.item()
     if not math.isfinite(value):
         raise NonFiniteLossError(
@@ -63,5 +66,11 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not all(norm.isfinite() for norm in torch._foreach_norm(gradients)):
+        raise NonFiniteLossError(
+            f"the gradient is not finite at {where} (the loss is {value}); nothing was updated there. Lower the "
+            "learning rate, or load the base model in another dtype"
+        )
     optimizer.step()
     return value

@@ -48,6 +48,8 @@ class Scorer(ABC, Generic[B]):
     """
 
     name: ClassVar[str]
+    prompt_form: str
+    """The form of the questions (`tasks.prompts`), written beside every result."""
 
     def __init__(self, tokenizer: Any, config: ScoringConfig, device: torch.device | str = "cpu") -> None:
         self.tokenizer = tokenizer
@@ -70,6 +72,9 @@ class Scorer(ABC, Generic[B]):
         """Negative log-likelihood of the right answers in nats, SUMMED over what counts, and how many counted."""
         log_probs = self.option_log_probs(model, batch)
         return F.nll_loss(log_probs, batch.labels, reduction="sum"), len(batch)
+
+    def check(self, example: Example) -> None:
+        """UserError for an example that this scorer cannot put to a model."""
 
     def length(self, task: str, example: Example) -> int:
         """Tokens that the example costs: to batch examples of like length together."""

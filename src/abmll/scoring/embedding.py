@@ -32,6 +32,7 @@ class Embedding(Scorer[EmbeddingBatch]):
     """For encoders: BERT-like models whose `last_hidden_state` makes a sentence embedding."""
 
     name = "embedding"
+    prompt_form = "bare"
 
     def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
         super().__init__(tokenizer, config, device)

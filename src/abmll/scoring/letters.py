@@ -52,6 +52,7 @@ class Letters(Scorer[LettersBatch]):
     def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
         super().__init__(tokenizer, config, device)
         self.template = PromptTemplate(config.prompt)
+        self.prompt_form = config.prompt
         if self.template.chat and not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, which prompt 'paper' needs; "
@@ -108,6 +109,10 @@ class Letters(Scorer[LettersBatch]):
             )
             self._tail = tuple(full[len(start) + 1 :])
         return self._tail
+
+    def check(self, example: Example) -> None:
+        """Every option needs a letter."""
+        letters_of(example)
 
     def encode(self, task: str, example: Example) -> _Encoded:
         """The prompt's tokens, shortened to `max_length` where needed; cached."""

@@ -31,6 +31,7 @@ class Options(Scorer[OptionsBatch]):
     """Softmax over the options of their summed (or, `per_token`, mean) token log-likelihoods; the loss is its NLL."""
 
     name = "options"
+    prompt_form = "question"
 
     def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
         super().__init__(tokenizer, config, device)

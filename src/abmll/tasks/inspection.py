@@ -58,19 +58,22 @@ def check(suite: Suite) -> list[Finding]:
     right option always in one place; more options than letters.
     """
     found = [Finding(None, f"no {part} tasks") for part, tasks in _parts(suite) if part != "validation" and not tasks]
+    return found + leaks(suite) + [Finding(task.name, text) for task in suite.tasks for text in _task_findings(task)]
+
+
+def leaks(suite: Suite) -> list[Finding]:
+    """Test tasks whose inputs, with their options, are also in a task that is learned from."""
     learned: dict[Key, str] = {}
     for part, tasks in _parts(suite):
-        for task in tasks:
-            keys = {_key(example) for example in task.examples}
-            if part == "test":
-                shared = Counter(learned[key] for key in keys if key in learned)
-                for other, count in sorted(shared.items()):
-                    found.append(
-                        Finding(task.name, f"{count} of its inputs are also in {other}, which is learned from")
-                    )
-            else:
-                learned.update(dict.fromkeys(keys, f"{part} task {task.name!r}"))
-    return found + [Finding(task.name, text) for task in suite.tasks for text in _task_findings(task)]
+        for task in tasks if part != "test" else ():
+            learned.update(dict.fromkeys((_key(e) for e in task.examples), f"{part} task {task.name!r}"))
+    found = []
+    for task in suite.test:
+        keys = {_key(example) for example in task.examples}
+        shared = Counter(learned[key] for key in keys if key in learned)
+        for other, count in sorted(shared.items()):
+            found.append(Finding(task.name, f"{count} of its inputs are also in {other}, which is learned from"))
+    return found
 
 
 def _parts(suite: Suite) -> tuple[tuple[str, tuple[Task, ...]], ...]:

@@ -76,7 +76,8 @@ def draw_rows(task: Task, *, shots: int, query: int | None = None, calibration: 
     `shots` is the number of labels a method is given: `shots - calibration` support rows and `calibration` rows.
     The support is drawn by seed, then rows are swapped in so that every label occurs in it that occurs in the task,
     wherever there are at least as many support rows as labels; a task without a fixed label set has nothing to cover.
-    Query rows come from the other end of the same shuffled order: while rows suffice, they do not change with `shots`.
+    Query rows come from the other end of the same shuffled order: while rows suffice they do not change with `shots`,
+    except for one that has to leave for the support because no row in between has its label.
 
     Args:
         task: at least `shots` examples.

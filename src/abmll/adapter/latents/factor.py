@@ -47,7 +47,7 @@ class Factor(Latent):
         return gaussian.sample(M, layer.abmll_L[name].weight, eps)
 
     def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
-        """S B A x with one A for every token of the batch."""
+        """The output s B A x with one A for every token of the batch."""
         return _output(layer, name, x, self.draw(layer, name, mode.key, mode.sample))
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
