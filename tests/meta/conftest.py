@@ -5,7 +5,7 @@ import pytest
 import tiny
 from abmll.meta import MetaConfig, MetaLearner, make_meta_learner
 
-RATES = {"abmll": {"outer_lr": 0.05, "beta": 1e-2}}
+RATES = {"abmll": {"outer_lr": 0.05, "beta": 1e-2}, "maml": {"inner_lr": 0.1, "outer_lr": 0.05}}
 
 
 @pytest.fixture(scope="session")

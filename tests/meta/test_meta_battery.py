@@ -12,10 +12,12 @@ from abmll.adapter.state import PRIOR, TASK
 from abmll.errors import UserError
 from abmll.meta import MetaConfig
 from abmll.posterior import NonFiniteLossError
+from abmll.scoring import ContextConfig, Letters, ScoringConfig
 from abmll.tasks import Example, Task
 
+LATENTS = ("point", "output", "factor")
 PAIRS = [("abmll", "output"), ("abmll", "factor")]
-PAIRS += [(name, latent) for name in ("reptile", "multitask", "sequential") for latent in ("point", "output", "factor")]
+PAIRS += [(name, latent) for name in ("reptile", "maml", "multitask", "sequential") for latent in LATENTS]
 battery = pytest.mark.parametrize(("name", "latent"), PAIRS)
 
 
@@ -92,6 +94,8 @@ def test_theta_learns_what_the_tasks_have_in_common(name, latent, learner, score
     settings = {"inner_steps": 4, "batch_size": 8, "episodes": 24}
     if name == "abmll":  # gamma 0: the hyperprior would spread the draws further
         settings |= {"outer_lr": 0.05, "beta": 1e-2 if latent == "output" else 1.0, "gamma": 0.0}
+    if name == "maml":  # it promises a low loss K steps on (test_maml); with one short step that is theta's own
+        settings |= {"inner_lr": 0.01, "outer_lr": 0.01, "inner_steps": 1, "episodes": 120, "tasks_per_step": 3}
     made = learner(name, latent, tasks=tasks, **settings)
     theta = state.read(made.model, PRIOR)  # the fixture's draws of A are too wide to learn anything by
     state.write(made.model, PRIOR, {k: v.fill_(-6.0) if k.endswith("abmll_L") else v for k, v in theta.items()})
@@ -111,7 +115,7 @@ def test_every_setting_that_is_not_read_is_refused(name, latent, learner):
     others = {
         "inner_lr": 0.5, "outer_lr": 0.5, "beta": 0.5, "gamma": 0.5, "outer_batch": "last", "tasks_per_step": 2,
         "reset_inner": True, "order": "fixed", "kl": "sampled", "draw": False, "scope": "batch", "step_size": 0.1,
-        "rate": 0.5,
+        "rate": 0.5, "maml_order": 2,
     }  # fmt: skip
     uses = type(learner(name, latent)).uses
     assert uses <= others.keys()
@@ -140,6 +144,36 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(name, latent, learner, 
 def test_no_task_no_training(name, latent, learner):
     with pytest.raises(UserError, match="no task to meta-train on"):
         learner(name, latent, tasks=[])
+
+
+@battery
+def test_in_context_prompts_show_other_rows_of_the_task(name, latent, learner, monkeypatch):
+    shown = Letters(tiny.tokenizer(), ScoringConfig("letters", prompt="plain"), context=ContextConfig(2))
+    tasks = {f"t{i}": set(tiny.task(f"t{i}").examples) for i in range(3)}
+    calls, collate = [], Letters.collate
+
+    def watch(scorer, task, examples):
+        batch = collate(scorer, task, examples)
+        calls.append((scorer.context, task, examples, shown.tokenizer.batch_decode(batch.prompts.input_ids)))
+        return batch
+
+    monkeypatch.setattr(Letters, "collate", watch)
+    made = learner(name, latent, scorer=shown, in_context=True, batch_size=6)
+    info = made.step(0)
+    assert len(calls) == info.passes
+    for context, task, examples, texts in calls:
+        assert set(context.pool) == tasks[task] - set(examples)
+        assert all(text.count("Answer :") == 3 for text in texts)
+    if name not in ("multitask", "sequential"):  # one support set an episode
+        assert len({context.seed for context, *_ in calls}) == 1
+    first = [texts for *_, texts in calls]
+    calls.clear()
+    learner(name, latent, scorer=shown, in_context=True, batch_size=6).step(0)
+    assert [texts for *_, texts in calls] == first
+    with pytest.raises(UserError, match=r"task 't0' has 24 rows, of which a batch of 24 leaves none to show"):
+        learner(name, latent, scorer=shown, in_context=True, batch_size=24)
+    with pytest.raises(UserError, match=r"in_context shows demonstrations, but context.shots = 0"):
+        learner(name, latent, in_context=True)
 
 
 @pytest.mark.parametrize("name", ["abmll", "reptile"])

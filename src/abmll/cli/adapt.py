@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import loading, say, warn_of_truncation
+from abmll.cli.console import loading, say, warn_of_crowding, warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.experiment.quiet import quiet
 
-GROUPS = ("model", "adapter", "scoring", "posterior", "seed")
+GROUPS = ("model", "adapter", "scoring", "context", "posterior", "seed")
 STEPS = "posterior.steps"
 
 
@@ -54,6 +54,7 @@ def adapt(
     support = task.examples if shots is None else draw_rows(task, shots=shots, query=0, seed=seed).support
     adapted = fit(prior, support, name=task.name, seed=seed)
     warn_of_truncation(len(prior.scorer.truncated), prior.config.scoring.max_length)
+    warn_of_crowding(len(adapted.posterior.scorer.crowded), prior.scorer.shots, prior.config.scoring.max_length)
     adapted.save_pretrained(output, overwrite=overwrite)
     losses = f", loss {adapted.losses[0]:.2f} -> {adapted.losses[-1]:.2f} nats a batch" if adapted.losses else ""
     say(f"task {task.name!r}: {len(support)} examples, {len(adapted.losses)} steps{losses}")

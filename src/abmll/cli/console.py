@@ -35,6 +35,15 @@ def warn_of_truncation(count: int, max_length: int) -> None:
         say(f"warning: {count} texts were cut to {max_length} tokens; raise --scoring.max_length to read all of them")
 
 
+def warn_of_crowding(count: int, shots: int, max_length: int) -> None:
+    """Say that prompts had no room for every demonstration, if any had none."""
+    if count:
+        say(
+            f"warning: {count} prompts have fewer than {shots} demonstrations: {max_length} tokens hold no more; raise "
+            "--scoring.max_length, or lower --context.shots"
+        )
+
+
 def loading(what: str) -> None:
     """Say that a model is being loaded, to somebody who waits at a terminal."""
     if sys.stderr.isatty():

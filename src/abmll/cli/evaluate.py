@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abmll.cli.console import Bar, loading, warn_of_leaks, warn_of_truncation
+from abmll.cli.console import Bar, loading, warn_of_crowding, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings, number_list
 from abmll.experiment.quiet import quiet
 
 if TYPE_CHECKING:
     from abmll.experiment.results import Seen
 
-GROUPS = ("model", "adapter", "scoring", "posterior", "seed")
+GROUPS = ("model", "adapter", "scoring", "context", "posterior", "seed")
 STEPS = "posterior.steps"
 
 
@@ -90,6 +90,7 @@ def evaluate(
     result = folders.read_json(output / folders.RESULT)
     warn_of_leaks(tasks)
     warn_of_truncation(result["truncated"], prior.config.scoring.max_length)
+    warn_of_crowding(result["crowded"], prior.scorer.shots, prior.config.scoring.max_length)
     if "paper" in result:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in result["paper"].items())
         print(f"the paper's own metrics, for comparison only: {numbers}")

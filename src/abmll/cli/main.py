@@ -18,6 +18,7 @@ COMMANDS = {
     "adapt": "fit a task's posterior to a few labelled examples",
     "predict": "answer questions with a task's posterior, as JSONL",
     "evaluate": "adapt to a suite's unseen tasks; accuracy and calibration with intervals",
+    "report": "one HTML page, Markdown and CSV from stored results",
     "suites": "list, show, fetch and check suites of tasks",
     "export": "give an adapter's mean away as a stock LoRA or a merged model",
 }

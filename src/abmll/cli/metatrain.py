@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import TrainingBar, loading, warn_of_leaks, warn_of_truncation
+from abmll.cli.console import TrainingBar, loading, warn_of_crowding, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
 from abmll.experiment.quiet import quiet
 
-GROUPS = ("model", "adapter", "scoring", "meta", "posterior", "seed")
+GROUPS = ("model", "adapter", "scoring", "context", "meta", "posterior", "seed")
 STEPS = "meta.episodes"
 
 
@@ -99,5 +99,6 @@ def metatrain(
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
     warn_of_leaks(tasks)
     warn_of_truncation(len(prior.scorer.truncated), config.scoring.max_length)
+    warn_of_crowding(len(prior.scorer.crowded), prior.scorer.shots, config.scoring.max_length)
     print(f"prior: {output / folders.PRIOR}")
     print(f"next:  abmll adapt {output} --data FILE --output DIR")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from abmll.errors import UserError, unknown
 from abmll.experiment.config import RunConfig
@@ -105,6 +105,8 @@ def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short
             extra: dict[str, Any] = {"required": True} if required else {"default": parameter.default}
             extra |= {"action": "store_true"} if kind is bool else {"type": kind}
             parser.add_argument(f"--{parameter.name}", help=text, **extra)
+        elif get_origin(kind) is list:
+            parser.add_argument(parameter.name, type=get_args(kind)[0], nargs="+", help=text)
         elif parameter.default is parameter.empty:
             parser.add_argument(parameter.name, type=kind, help=text)
         else:

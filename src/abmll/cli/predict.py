@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abmll.cli.console import warn_of_truncation
+from abmll.cli.console import warn_of_crowding, warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
 from abmll.experiment.quiet import quiet
@@ -62,7 +62,9 @@ def predict(
 
     task = load(adapter, base=base)
     prediction = task.predict(questions, samples=samples, seed=seed, batch_size=batch_size)
-    warn_of_truncation(len(task.posterior.scorer.truncated), task.config.scoring.max_length)
+    scorer, max_length = task.posterior.scorer, task.config.scoring.max_length
+    warn_of_truncation(len(scorer.truncated), max_length)
+    warn_of_crowding(len(scorer.crowded), scorer.shots, max_length)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(prediction)]
     if output is None:
         sys.stdout.writelines(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class AdaptedTask:
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the posterior as a PEFT adapter folder with `abmll.json` and a model card; whole or not at all.
 
-        What is more than an adapter (`Posterior.extras`) goes into `posterior.safetensors` beside it.
+        What is more than an adapter (`Posterior.extras`) goes into `posterior.safetensors` beside it; the examples that
+        its prompts show, if any, are part of `abmll.json`.
         """
         self.posterior.activate()
         facts = {
@@ -77,6 +78,7 @@ class AdaptedTask:
             "task": self.name,
             "options": None if self.options is None else list(self.options),
             "prior_hash": self.prior_hash,
+            "shown": asdict(self.posterior.scorer.context),
         }
         with folders.whole_folder(folder, overwrite) as partial:
             adapter_folder.write(partial, self.posterior.model, state.TASK, self.config, facts)
@@ -114,7 +116,8 @@ def adapt(
     if not examples and settings.posterior.name != "none":
         raise UserError(f"task {name!r} has no labelled example to adapt to; give at least one, or posterior 'none'")
     check_examples(prior.scorer, name, examples)
-    posterior = make_posterior(prior.model, prior.scorer, settings.posterior, name)
+    scorer = prior.scorer.showing(examples, settings.seed)
+    posterior = make_posterior(prior.model, scorer, settings.posterior, name)
     losses = posterior.fit(examples, settings.seed)
     options = Task(name, examples).labels if examples else None
     return AdaptedTask(posterior, settings, options, prior.hash, tuple(losses))
@@ -146,7 +149,10 @@ def load(
         model, tokenizer = load_base(config.model, config.scoring.name)
     same_base(facts["base_model"], model, config.model, path)
     prior = Prior.of(adapter_folder.attach(model, path), tokenizer, config)
-    posterior = make_posterior(prior.model, prior.scorer, config.posterior, facts["task"])
+    shown = facts.get("shown") or {"pool": (), "seed": 0}
+    pool = [Example(row["input"], tuple(row["options"]), row["output"]) for row in shown["pool"]]
+    scorer = prior.scorer.showing(pool, shown["seed"])
+    posterior = make_posterior(prior.model, scorer, config.posterior, facts["task"])
     posterior.load(state.read(prior.model, state.PRIOR), adapter_folder.read_extras(path))
     options = tuple(facts["options"]) if facts.get("options") else None
     return AdaptedTask(posterior, prior.config, options, facts["prior_hash"])

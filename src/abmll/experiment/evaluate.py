@@ -40,11 +40,12 @@ def evaluate_task(
 ) -> dict[int, Outcome]:
     """Adapt once, predict with every number of `samples` (0: the mean). Returns the outcome of each.
 
-    The model's default adapter is the start. Rows, batches and noise are functions of (protocol.seed, task name).
+    The model's default adapter is the start. Rows, batches, demonstrations (from the support) and noise are functions
+    of (protocol.seed, task name).
     """
     rows = draw_rows(task, shots=protocol.shots, query=protocol.query, seed=protocol.seed)
     began = time.perf_counter()
-    posterior = make_posterior(model, scorer, config, task.name)
+    posterior = make_posterior(model, scorer.showing(rows.support, protocol.seed), config, task.name)
     losses = posterior.fit(rows.support, protocol.seed)
     seconds_adapt = time.perf_counter() - began
     outcomes = {}
@@ -67,7 +68,10 @@ def evaluate_task(
         seconds = time.perf_counter() - began
         forwards = prediction.log_probs.shape[1]
         cut = len({(task.name, text) for text in texts} & scorer.truncated)
-        outcomes[S] = Outcome(cell, seconds_adapt, seconds, forwards, cut, tuple(losses), rows.query_missing, paper)
+        crowded = len({(task.name, text) for text in texts} & posterior.scorer.crowded)
+        outcomes[S] = Outcome(
+            cell, seconds_adapt, seconds, forwards, cut, tuple(losses), rows.query_missing, paper, crowded
+        )
     return outcomes
 
 

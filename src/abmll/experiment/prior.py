@@ -45,7 +45,7 @@ class Prior:
         if config.model.gradient_checkpointing:
             enable_checkpointing(model)  # after eval(), which would switch the blocks off again
         device = next(model.parameters()).device
-        return cls(model, tokenizer, config, make_scorer(tokenizer, config.scoring, device))
+        return cls(model, tokenizer, config, make_scorer(tokenizer, config.scoring, device, config.context))
 
     @property
     def hash(self) -> str:

@@ -68,6 +68,8 @@ def evaluate_suite(
         raise UserError("no seed to evaluate with; give at least one")
     if shots == 0 and prior.config.posterior.name != "none":
         raise UserError("0 shots are nothing to adapt to; give --shots, or posterior 'none'")
+    if shots == 0 and prior.scorer.shots:
+        raise UserError("0 shots are nothing to show in the prompts; give --shots, or --context.shots 0")
     if query == 0:
         raise UserError("0 query examples are nothing to score; give at least 1, or null for all that are left")
     for task in suite.test:
@@ -138,6 +140,7 @@ def _conclude(
         "config": asdict(prior.config),
         "provenance": provenance({"prompt": prior.scorer.prompt_form}),
         "truncated": sum(facts["truncated"] for _, facts in stored),
+        "crowded": sum(facts["crowded"] for _, facts in stored),
         "query_missing": sum(facts["query_missing"] for _, facts in stored),
         "seconds": {
             part: round(sum(facts[f"seconds_{part}"] for _, facts in stored), 2) for part in ("adapt", "predict")

@@ -30,6 +30,7 @@ class Outcome:
         losses: of the adaptation steps, nats summed over the batch.
         query_missing: query rows that the task could not give.
         paper: the paper's own arrays (`paper.paper_arrays`), where the run is scored as the paper scores.
+        crowded: questions whose prompt had no room for every demonstration.
     """
 
     cell: Cell
@@ -40,6 +41,7 @@ class Outcome:
     losses: tuple[float, ...]
     query_missing: int = 0
     paper: Arrays | None = None
+    crowded: int = 0
 
 
 def cell_path(folder: Path, task: str, seed: int) -> Path:
@@ -65,6 +67,7 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "truncated": outcome.truncated,
         "losses": outcome.losses,
         "query_missing": outcome.query_missing,
+        "crowded": outcome.crowded,
     }
     temporary = path.with_suffix(".tmp.npz")
     arrays: dict[str, Any] = {

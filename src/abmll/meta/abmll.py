@@ -29,11 +29,6 @@ class Abmll(MetaLearner):
         }
     )
 
-    @property
-    def steps(self) -> int:
-        """Outer steps: episodes / tasks_per_step, rounded up."""
-        return -(-self.config.episodes // self.config.tasks_per_step)
-
     def init(self) -> None:
         """The working adapter phi, and AdamW over each of the two adapters."""
         latent = state.latent_of(self.model)
@@ -97,7 +92,7 @@ class Abmll(MetaLearner):
         done, tokens = [], 0
         n = sum(len(b) for b in episode.batches[: c.inner_steps])
         for k, examples in enumerate(episode.batches[: c.inner_steps]):
-            batch = self.scorer.collate(episode.task, examples)
+            batch = self.collate(episode.task, examples, episode.key)
             t = terms(self.model, self.scorer, batch, self._mode(episode, k, "posterior"))
             share = kl_share(self.model, len(examples) / n)
             descend(t.nll + c.beta * share * t.kl, self.optimizers["inner"], f"inner step {k} on task {episode.task!r}")
@@ -112,5 +107,5 @@ class Abmll(MetaLearner):
             with modes.use(self.model, mode):
                 kl, hyperprior = state.totals(self.model, mode)
             return Terms(kl.detach(), kl, hyperprior, 0), 0
-        batch = self.scorer.collate(episode.task, episode.batches[-1])
+        batch = self.collate(episode.task, episode.batches[-1], episode.key)
         return terms(self.model, self.scorer, batch, mode), batch.n_tokens

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 
 from abmll.adapter import state
+from abmll.errors import UserError
 from abmll.meta.config import MetaConfig
 from abmll.meta.episodes import Episodes
 from abmll.scoring import Scorer
-from abmll.tasks.task import Task
+from abmll.tasks.task import Example, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,26 @@ class MetaLearner(ABC):
         self.config = config
         self.seed = seed
         self.episodes = Episodes(tasks, config, seed)
+        if config.in_context:
+            self._refuse_small_tasks()
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.init()
 
+    def _refuse_small_tasks(self) -> None:
+        """UserError where a batch would leave no row of its task to show."""
+        if not self.scorer.shots:
+            raise UserError("in_context shows demonstrations, but context.shots = 0; say how many")
+        for task in self.episodes.tasks:
+            if len(rows := set(task.examples)) <= self.config.batch_size:
+                raise UserError(
+                    f"task {task.name!r} has {len(rows)} rows, of which a batch of {self.config.batch_size} leaves "
+                    "none to show in its prompts; lower batch_size, or leave in_context out"
+                )
+
     @property
     def steps(self) -> int:
-        """How many steps make the configured number of episodes."""
-        return self.config.episodes
+        """How many steps make the configured number of episodes: episodes / tasks_per_step, rounded up."""
+        return -(-self.config.episodes // self.config.tasks_per_step)
 
     @abstractmethod
     def init(self) -> None:
@@ -70,6 +84,18 @@ class MetaLearner(ABC):
     @abstractmethod
     def step(self, index: int) -> Info:
         """Step number `index`, from 0."""
+
+    def collate(self, task: str, examples: Sequence[Example], key: int) -> Any:
+        """The batch of some of a task's rows; with `in_context`, other rows of the task stand in the prompts.
+
+        `key` draws those rows: one key an episode, as one support set serves a task at test time.
+        """
+        if not self.config.in_context:
+            return self.scorer.collate(task, examples)
+        view = self.scorer.showing(self.episodes.pool(task, examples, self.scorer.shots, key), key)
+        batch = view.collate(task, examples)
+        self.scorer.crowded |= view.crowded
+        return batch
 
     def prior(self) -> None:
         """Finish: theta, the default adapter, is the prior; the working adapter is taken out of the model."""

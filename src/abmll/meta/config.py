@@ -8,7 +8,7 @@ from typing import Literal
 
 from abmll.errors import UserError, unknown
 
-META = ("none", "abmll", "reptile", "multitask", "sequential")
+META = ("none", "abmll", "reptile", "maml", "multitask", "sequential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +16,17 @@ class MetaConfig:
     """Settings of meta-training. A setting that the chosen learner does not use must stay at its default.
 
     Attributes:
-        name: `none`, `abmll`, `reptile`, `multitask` (shuffled union of the tasks) or `sequential` (task after task).
+        name: `none`, `abmll`, `reptile`, `maml`, `multitask` (shuffled union of the tasks) or `sequential` (task after
+            task).
         episodes: how many episodes (one task each); for `abmll`, outer steps x tasks_per_step.
         inner_steps: K, gradient steps on a task in an episode. The LoRA learners take K + 1 a task: equal work.
         batch_size: examples of a step.
-        inner_lr: AdamW's rate on phi (the only rate of `multitask` and `sequential`).
-        outer_lr: `abmll`: AdamW's rate on theta, which takes one step where phi takes K.
+        inner_lr: AdamW's rate on phi (the only rate of `multitask` and `sequential`); `maml`: SGD's, on the mean NLL.
+        outer_lr: `abmll`, `maml`: AdamW's rate on theta, which takes one step where phi takes K.
         beta: `abmll`: weight of the KL.
         gamma: `abmll`: weight of the hyperprior, divided by the number of tasks; None: as beta.
         outer_batch: `abmll`: theta's step sees a `fresh` batch, or the `last` inner one again (reference code).
-        tasks_per_step: `abmll`: tasks whose gradients one outer step averages.
+        tasks_per_step: `abmll`, `maml`: tasks whose gradients one outer step averages.
         reset_inner: forget phi's Adam moments at the start of every episode.
         order: tasks in `shuffled` passes, or in their `fixed` order (reference code); `multitask` has none.
         kl: `abmll`: the closed form, or the one-sample estimate (reference code).
@@ -34,9 +35,11 @@ class MetaConfig:
         examples_per_task: use only so many examples of each train task (drawn by seed); None: all.
         step_size: `reptile`: first step towards the adapted weights; falls linearly to 0.
         rate: `abmll`: rate b0 of the Gamma hyperprior on the precision.
+        maml_order: `maml`: 2 differentiates through the inner steps (memory grows with K), 1 drops their Jacobian.
+        in_context: `context.shots` other rows of the task stand in the prompts of meta-training, too.
     """
 
-    name: Literal["none", "abmll", "reptile", "multitask", "sequential"] = "abmll"
+    name: Literal["none", "abmll", "reptile", "maml", "multitask", "sequential"] = "abmll"
     episodes: int = 300
     inner_steps: int = 5
     batch_size: int = 8
@@ -54,6 +57,8 @@ class MetaConfig:
     examples_per_task: int | None = None
     step_size: float = 0.5
     rate: float = 0.01
+    maml_order: Literal[1, 2] = 1
+    in_context: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in META:
@@ -64,12 +69,14 @@ class MetaConfig:
         for name in ("inner_lr", "outer_lr", "step_size", "rate"):
             if getattr(self, name) <= 0:
                 raise UserError(f"meta-training's {name} = {getattr(self, name)}; a positive number is needed")
+        if self.maml_order not in (1, 2):
+            raise UserError(f"meta-training's maml_order = {self.maml_order}; 1 or 2 is needed")
         if self.beta < 0 or (self.gamma is not None and self.gamma < 0):
             raise UserError(f"beta = {self.beta} and gamma = {self.gamma}; they must not be negative")
 
     def refuse_unused(self, used: Collection[str]) -> None:
         """UserError for a setting that was changed although the learner does not use it."""
-        common = {"name", "episodes", "inner_steps", "batch_size", "examples_per_task"}
+        common = {"name", "episodes", "inner_steps", "batch_size", "examples_per_task", "in_context"}
         for field in fields(self):
             if field.name not in common | set(used) and getattr(self, field.name) != field.default:
                 raise UserError(

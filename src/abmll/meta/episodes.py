@@ -12,6 +12,8 @@ from abmll.meta.config import MetaConfig
 from abmll.tasks.sampling import minibatches
 from abmll.tasks.task import Example, Task
 
+POOL = 64  # choosing demonstrations reads the whole pool for every question
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
@@ -47,6 +49,17 @@ class Episodes:
         if self.config.order == "shuffled":
             Random(stable_hash("task order", self.seed, lap)).shuffle(order)
         return self.tasks[order[place]]
+
+    def pool(self, task: str, rows: Sequence[Example], shots: int, key: int) -> tuple[Example, ...]:
+        """Rows of a train task that may stand in the prompts of its `rows`: drawn by `key`, none of `rows` among them.
+
+        As at test time they are a small set, at most `POOL` (or `shots`) rows of the task.
+        """
+        examples = next(t for t in self.tasks if t.name == task).examples
+        order = list(range(len(examples)))
+        Random(stable_hash("pool", key)).shuffle(order)
+        own = set(rows)
+        return tuple(examples[i] for i in order if examples[i] not in own)[: max(POOL, shots)]
 
     def __call__(self, index: int, steps: int) -> Episode:
         """Episode `index` with `steps` batches."""

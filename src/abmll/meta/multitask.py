@@ -37,7 +37,7 @@ class Sequential(MetaLearner):
         nll, count, tokens = 0.0, 0, 0
         mode = modes.Mean(state.PRIOR, train=True)
         for k, (task, examples) in enumerate(self.batches(index)):
-            batch = self.scorer.collate(task, examples)
+            batch = self.collate(task, examples, stable_hash("shown", self.seed, index, k))
             t = terms(self.model, self.scorer, batch, mode)
             nll += descend(t.nll, self.optimizers["outer"], f"gradient step {k} of step {index}")
             count, tokens = count + t.n, tokens + batch.n_tokens

@@ -9,12 +9,13 @@ from abmll.errors import unknown
 from abmll.meta.abmll import Abmll
 from abmll.meta.base import MetaLearner
 from abmll.meta.config import MetaConfig
+from abmll.meta.maml import Maml
 from abmll.meta.multitask import Multitask, Sequential
 from abmll.meta.reptile import Reptile
 from abmll.scoring import Scorer
 from abmll.tasks.task import Task
 
-_REGISTRY: dict[str, type[MetaLearner]] = {m.name: m for m in (Abmll, Reptile, Multitask, Sequential)}
+_REGISTRY: dict[str, type[MetaLearner]] = {m.name: m for m in (Abmll, Reptile, Maml, Multitask, Sequential)}
 
 
 def make_meta_learner(

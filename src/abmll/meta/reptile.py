@@ -32,7 +32,7 @@ class Reptile(MetaLearner):
             self.init()
         nll, count, tokens = 0.0, 0, 0
         for k, examples in enumerate(episode.batches):
-            batch = self.scorer.collate(episode.task, examples)
+            batch = self.collate(episode.task, examples, episode.key)
             t = terms(self.model, self.scorer, batch, modes.Mean(state.TASK, train=True))
             nll += descend(t.nll, self.optimizers["inner"], f"inner step {k} on task {episode.task!r}")
             count, tokens = count + t.n, tokens + batch.n_tokens

@@ -59,13 +59,25 @@ def adamw(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
     """Backward and one step; the loss as a number. Raises NonFiniteLossError before a parameter is changed."""
+    value = finite(loss, where)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    update(optimizer, value, where)
+    return value
+
+
+def finite(loss: Tensor, where: str) -> float:
+    """The loss as a number; NonFiniteLossError where it is none."""
     value = loss.item()
     if not math.isfinite(value):
         raise NonFiniteLossError(
             f"the loss is {value} at {where}; nothing was updated there. Lower the learning rate, or raise log_variance"
         )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    return value
+
+
+def update(optimizer: torch.optim.Optimizer, value: float, where: str) -> None:
+    """One step along the gradients that the parameters hold; NonFiniteLossError before it if they are not finite."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not all(norm.isfinite() for norm in torch._foreach_norm(gradients)):
         raise NonFiniteLossError(
@@ -73,4 +85,3 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float
             "learning rate, or load the base model in another dtype"
         )
     optimizer.step()
-    return value

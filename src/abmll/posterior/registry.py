@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from abmll.posterior.base import Posterior
+from abmll.posterior.blob import Blob
 from abmll.posterior.config import PosteriorConfig
+from abmll.posterior.dropout import Dropout
+from abmll.posterior.ensemble import Ensemble
+from abmll.posterior.inducing import Inducing
+from abmll.posterior.laplace import Laplace
 from abmll.posterior.point import Map, Point, Unadapted
+from abmll.posterior.swag import Swag
+from abmll.posterior.tfb import Tfb
 from abmll.posterior.variational import Variational
 from abmll.posterior.weight_prior import WeightPrior
 from abmll.scoring import Scorer
 
-_REGISTRY: dict[str, type[Posterior]] = {p.name: p for p in (Unadapted, Point, Map, Variational)}
+_REGISTRY: dict[str, type[Posterior]] = {
+    p.name: p for p in (Unadapted, Point, Map, Variational, Tfb, Ensemble, Inducing, Blob, Swag, Dropout, Laplace)
+}
 
 
 def make_posterior(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from abmll.metrics import ece, reliability
 
-_INK, _MUTED, _BAR, _GAP = "#1f2933", "#7b8794", "#3d7ea6", "#d9534f"
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """What is drawn in which colour."""
+
+    ink: str = "#1f2933"
+    muted: str = "#7b8794"
+    bar: str = "#3d7ea6"
+    gap: str = "#d9534f"
+    grid: str = "#e4e7eb"
+    paper: str = "#ffffff"
+
+
+_PNG = Colours()
 
 
 def reliability_png(
@@ -38,7 +52,9 @@ def reliability_png(
     import matplotlib.pyplot as plt
 
     n = len(methods)
-    with plt.rc_context({"font.size": 9, "axes.edgecolor": _MUTED, "text.color": _INK, "axes.labelcolor": _INK}):
+    with plt.rc_context(
+        {"font.size": 9, "axes.edgecolor": _PNG.muted, "text.color": _PNG.ink, "axes.labelcolor": _PNG.ink}
+    ):
         figure, axes = plt.subplots(
             2,
             n,
@@ -49,7 +65,7 @@ def reliability_png(
         )
         for column, (name, (confidence, correct)) in enumerate(methods.items()):
             c, k = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-            _panel(axes[0][column], axes[1][column], c, k, bins)
+            panel(axes[0][column], axes[1][column], c, k, bins, _PNG)
             axes[0][column].set_title(f"{name}\naccuracy {k.mean():.1%}   ECE {ece(c, k, bins):.3f}", fontsize=9)
             if column:
                 axes[0][column].tick_params(labelleft=False)
@@ -68,34 +84,41 @@ def reliability_png(
     return path
 
 
-def _panel(top: Any, bottom: Any, confidence: NDArray[Any], correct: NDArray[Any], bins: int) -> None:
+def panel(
+    top: Any, bottom: Any, confidence: NDArray[Any], correct: NDArray[Any], bins: int, colours: Colours = _PNG
+) -> None:
+    """Draw one method: the diagram on the axes `top`, the distribution of confidence on `bottom`."""
     table = reliability(confidence, correct, bins)
     filled = table.count > 0
     low, width = table.low[filled], 1.0 / bins
     accuracy, mean = table.accuracy[filled], table.confidence[filled]
     solid = np.where(table.count[filled] >= 0.01 * len(confidence), 1.0, 0.25)
-    bars = top.bar(low, accuracy, width, align="edge", color=_BAR, edgecolor="white", linewidth=0.8, label="accuracy")
+    bars = top.bar(
+        low, accuracy, width, align="edge", color=colours.bar, edgecolor=colours.paper, linewidth=0.8, label="accuracy"
+    )
     gaps = top.bar(
         low,
         mean - accuracy,
         width,
         bottom=accuracy,
         align="edge",
-        color=_GAP,
+        color=colours.gap,
         alpha=0.35,
-        edgecolor=_GAP,
+        edgecolor=colours.gap,
         linewidth=0.8,
         label="gap to confidence",
     )
     for bar, gap, alpha in zip(bars, gaps, solid, strict=True):
         bar.set_alpha(alpha)
         gap.set_alpha(0.35 * alpha)
-    top.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    top.plot([0, 1], [0, 1], color=colours.muted, linewidth=1, linestyle=(0, (4, 3)))
     top.set(xlim=(0, 1), ylim=(0, 1), aspect="auto", yticks=(0, 0.25, 0.5, 0.75, 1.0))
-    bottom.bar(low, table.count[filled] / table.count.sum(), width, align="edge", color=_MUTED, edgecolor="white")
+    bottom.bar(
+        low, table.count[filled] / table.count.sum(), width, align="edge", color=colours.muted, edgecolor=colours.paper
+    )
     bottom.set(ylim=(0, 0.6), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"), yticks=(0, 0.5))
     for axis in (top, bottom):
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(colors=_MUTED, labelcolor=_INK, length=3)
-        axis.grid(axis="y", color="#e4e7eb", linewidth=0.6)
+        axis.tick_params(colors=colours.muted, labelcolor=colours.ink, length=3)
+        axis.grid(axis="y", color=colours.grid, linewidth=0.6)
         axis.set_axisbelow(True)

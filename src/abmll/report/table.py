@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from abmll.metrics.table import Estimate, MethodRow, Summary
+from abmll.metrics.table import Comparison, Estimate, MethodRow, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,13 +23,26 @@ class Column:
 
     def cell(self, estimate: Estimate | None) -> str:
         """`0.612 [0.55, 0.67]`, the ends with one digit less; a dash where there is no value."""
-        if estimate is None:
-            return "-"
-        value = f"{estimate.value * self.factor:.{self.digits}f}"
-        if estimate.low is None or estimate.high is None:
-            return value
+        return f"{self.value(estimate)} {self.interval(estimate)}".rstrip()
+
+    def value(self, estimate: Estimate | None) -> str:
+        """`0.612`; a dash where there is no value."""
+        return "-" if estimate is None else f"{estimate.value * self.factor:.{self.digits}f}"
+
+    def interval(self, estimate: Estimate | None) -> str:
+        """`[0.55, 0.67]`; nothing where there is no interval."""
+        if estimate is None or estimate.low is None or estimate.high is None:
+            return ""
         digits = max(0, self.digits - 1)
-        return f"{value} [{estimate.low * self.factor:.{digits}f}, {estimate.high * self.factor:.{digits}f}]"
+        return f"[{estimate.low * self.factor:.{digits}f}, {estimate.high * self.factor:.{digits}f}]"
+
+    def difference(self, comparison: Comparison | None) -> str:
+        """`+0.021 [+0.004, +0.038]`, all with their sign; a dash where there is none."""
+        if comparison is None:
+            return "-"
+        numbers = [comparison.difference, comparison.low, comparison.high]
+        shown = ["" if v is None else f"{v * self.factor:+.{self.digits}f}" for v in numbers]
+        return f"{shown[0]} [{shown[1]}, {shown[2]}]" if all(shown) else shown[0]
 
 
 COLUMNS = (

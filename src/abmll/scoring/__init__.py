@@ -8,6 +8,8 @@ from abmll.lazy import lazy
 
 _EXPORTS = {
     "Batch": "abmll.scoring.base",
+    "Context": "abmll.scoring.base",
+    "ContextConfig": "abmll.scoring.config",
     "Embedding": "abmll.scoring.embedding",
     "Letters": "abmll.scoring.letters",
     "Options": "abmll.scoring.options",
@@ -17,11 +19,24 @@ _EXPORTS = {
     "make_scorer": "abmll.scoring.registry",
 }
 
-__all__ = ["SCORERS", "Batch", "Embedding", "Letters", "Options", "Scorer", "ScoringConfig", "make_scorer"]
+__all__ = [
+    "SCORERS",
+    "Batch",
+    "Context",
+    "ContextConfig",
+    "Embedding",
+    "Letters",
+    "Options",
+    "Scorer",
+    "ScoringConfig",
+    "make_scorer",
+]
 
 if TYPE_CHECKING:
     from abmll.scoring.base import Batch as Batch
+    from abmll.scoring.base import Context as Context
     from abmll.scoring.base import Scorer as Scorer
+    from abmll.scoring.config import ContextConfig as ContextConfig
     from abmll.scoring.config import ScoringConfig as ScoringConfig
     from abmll.scoring.embedding import Embedding as Embedding
     from abmll.scoring.letters import Letters as Letters

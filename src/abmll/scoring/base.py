@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from abmll.scoring.config import ScoringConfig
+from abmll.errors import UserError
+from abmll.scoring.config import ContextConfig, ScoringConfig, check_context
 from abmll.scoring.encoding import Sequences
+from abmll.tasks.demonstrations import choose_demonstrations
 from abmll.tasks.task import Example
 
 
@@ -24,17 +28,27 @@ class Batch:
         labels: int64 (n,), the index of the right option; -1 where it is not known.
         option_mask: bool (n, C), False where an example has fewer than C options.
         n_tokens: real tokens that one pass over the batch reads.
+        examples: what was encoded, in order: for what has to be done example by example.
     """
 
     labels: Tensor
     option_mask: Tensor
     n_tokens: int
+    examples: tuple[Example, ...]
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
 
 B = TypeVar("B", bound=Batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Which labelled examples of a task may stand in its prompts, and the seed that chooses among them."""
+
+    pool: tuple[Example, ...] = ()
+    seed: int = 0
 
 
 class Scorer(ABC, Generic[B]):
@@ -44,18 +58,32 @@ class Scorer(ABC, Generic[B]):
     mode's business. Encodings are cached: a text is tokenised once.
 
     Attributes:
+        shots: most demonstrations in a prompt.
+        context: what they are chosen from; nothing, until `showing` gives a scorer that has some.
         truncated: the (task, text) pairs that did not fit `max_length` and lost their end.
+        crowded: the (task, text) pairs whose prompt has fewer demonstrations than it could, for want of room.
     """
 
     name: ClassVar[str]
     prompt_form: str
     """The form of the questions (`tasks.prompts`), written beside every result."""
 
-    def __init__(self, tokenizer: Any, config: ScoringConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: ScoringConfig,
+        device: torch.device | str = "cpu",
+        context: ContextConfig | None = None,
+    ) -> None:
+        check_context(config, context or ContextConfig())
         self.tokenizer = tokenizer
         self.config = config
         self.device = torch.device(device)
+        self.shots = 0 if context is None else context.shots
+        self.context = Context()
         self.truncated: set[tuple[str, str]] = set()
+        self.crowded: set[tuple[str, str]] = set()
+        self._cache: dict[Any, Any] = {}
         self.pad_id: int = next(
             i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0) if i is not None
         )
@@ -72,6 +100,49 @@ class Scorer(ABC, Generic[B]):
         """Negative log-likelihood of the right answers in nats, SUMMED over what counts, and how many counted."""
         log_probs = self.option_log_probs(model, batch)
         return F.nll_loss(log_probs, batch.labels, reduction="sum"), len(batch)
+
+    def showing(self, pool: Sequence[Example], seed: int) -> Self:
+        """This scorer with up to `shots` demonstrations from `pool` in every prompt; itself where shots is 0.
+
+        A posterior's scorer shows the posterior's support: whoever asks it, the demonstrations are the same. They are
+        chosen by (seed, task), balanced over labels, and are never the question itself.
+
+        Raises UserError where the pool is empty or has an example without an output.
+        """
+        if not self.shots:
+            return self
+        if not pool:
+            raise UserError(f"context.shots = {self.shots}, but no labelled example is there to show; give one or more")
+        for example in pool:
+            _ = example.label
+        view = copy.copy(self)
+        view.context = Context(tuple(pool), seed)
+        view.crowded, view._cache = set(), {}
+        return view
+
+    def demonstrations(
+        self, task: str, example: Example, length: Callable[[Sequence[Example]], int], room: int
+    ) -> tuple[Example, ...]:
+        """The examples in a question's prompt, in their order.
+
+        Args:
+            task: its name keys the choice, with the context's seed.
+            example: the question.
+            length: tokens of the prompt with the given demonstrations.
+            room: most tokens; where they do not fit, fewer are shown, and `crowded` has the question.
+        """
+        if not self.context.pool:
+            return ()
+        choose = partial(
+            choose_demonstrations, self.context.pool, example, k=self.shots, seed=self.context.seed, task_name=task
+        )
+        shown = choose()
+        if length(shown) <= room:
+            return shown
+        fitting = choose(length=length, budget=room)
+        if len(fitting) < len(shown):
+            self.crowded.add((task, example.input))
+        return fitting
 
     def check(self, example: Example) -> None:
         """UserError for an example that this scorer cannot put to a model."""

@@ -11,6 +11,22 @@ SCORINGS = ("letters", "options", "embedding")
 
 
 @dataclass(frozen=True, slots=True)
+class ContextConfig:
+    """Demonstrations in the prompt (in-context learning).
+
+    Attributes:
+        shots: most labelled examples of the task that stand in a prompt, as many as max_length has room for; at test
+            time they come from the support rows; 0: none.
+    """
+
+    shots: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shots < 0:
+            raise UserError(f"context.shots = {self.shots}; 0 (no demonstrations) or more are needed")
+
+
+@dataclass(frozen=True, slots=True)
 class ScoringConfig:
     """Settings of a scorer. Raises UserError for an unknown name or a length that leaves no room.
 
@@ -44,3 +60,12 @@ class ScoringConfig:
             raise UserError("header_tokens needs full_vocabulary: header tokens are no options")
         if self.header_tokens and self.prompt != "paper":
             raise UserError("header_tokens needs prompt 'paper': only a chat template has an assistant's header")
+
+
+def check_context(scoring: ScoringConfig, context: ContextConfig) -> None:
+    """UserError where the scorer's texts have no place for demonstrations."""
+    if scoring.name == "embedding" and context.shots:
+        raise UserError(
+            f"scoring 'embedding' compares bare texts, which take no demonstrations (context.shots = {context.shots}); "
+            "use scoring 'letters' or 'options', or leave context out"
+        )

@@ -33,10 +33,7 @@ class Embedding(Scorer[EmbeddingBatch]):
 
     name = "embedding"
     prompt_form = "bare"
-
-    def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
-        super().__init__(tokenizer, config, device)
-        self._cache: dict[str, tuple[Segment, bool]] = {}
+    _cache: dict[str, tuple[Segment, bool]]
 
     def encode(self, task: str, text: str) -> Segment:
         """The text's tokens with the encoder's special tokens; cached."""
@@ -64,7 +61,7 @@ class Embedding(Scorer[EmbeddingBatch]):
         for i, example in enumerate(examples):
             index[i, : len(example.options)] = torch.tensor([distinct[o] for o in example.options])
         n_tokens = inputs.real_tokens + options.real_tokens
-        return EmbeddingBatch(labels, mask, n_tokens, inputs, options, index.to(self.device))
+        return EmbeddingBatch(labels, mask, n_tokens, tuple(examples), inputs, options, index.to(self.device))
 
     def embed(self, model: Any, texts: Sequences) -> Tensor:
         """Unit-length sentence embeddings, float32 (rows, width)."""

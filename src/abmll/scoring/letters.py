@@ -13,6 +13,7 @@ from torch import Tensor
 
 from abmll.errors import UserError
 from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
+from abmll.scoring.config import ContextConfig, ScoringConfig
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.shorten import shorten
 from abmll.tasks.prompts import LETTERS, PromptTemplate, letters_of
@@ -48,9 +49,16 @@ class Letters(Scorer[LettersBatch]):
     """
 
     name = "letters"
+    _cache: dict[tuple[str, Example], _Encoded]
 
-    def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
-        super().__init__(tokenizer, config, device)
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: ScoringConfig,
+        device: torch.device | str = "cpu",
+        context: ContextConfig | None = None,
+    ) -> None:
+        super().__init__(tokenizer, config, device, context)
         self.template = PromptTemplate(config.prompt)
         self.prompt_form = config.prompt
         if self.template.chat and not getattr(tokenizer, "chat_template", None):
@@ -58,15 +66,14 @@ class Letters(Scorer[LettersBatch]):
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, which prompt 'paper' needs; "
                 "use --scoring.prompt plain"
             )
-        self._cache: dict[tuple[str, Example], _Encoded] = {}
         probe = Example("?", tuple(str(i) for i in range(len(LETTERS))))
         self._prefix, _ = self._tokens("probe", probe)
         self._probe_text = self._text("probe", probe, generation=True)
         self._ids: dict[str, int] = {}
         self._tail: tuple[int, ...] | None = None
 
-    def _text(self, task: str, example: Example, *, generation: bool) -> str:
-        message = self.template.render(task, example)
+    def _text(self, task: str, example: Example, shown: Sequence[Example] = (), *, generation: bool) -> str:
+        message = self.template.render(task, example, demonstrations=shown)
         if not self.template.chat:
             return message
         chat = [{"role": "user", "content": message}]
@@ -78,9 +85,9 @@ class Letters(Scorer[LettersBatch]):
         eos = self.tokenizer.eos_token_id
         return ids[:-1] if not self.template.chat and ids and ids[-1] == eos else ids
 
-    def _tokens(self, task: str, example: Example) -> tuple[list[int], int]:
-        ids = self._encode(self._text(task, example, generation=True))
-        without = self._encode(self._text(task, example, generation=False)) if self.template.chat else ids
+    def _tokens(self, task: str, example: Example, shown: Sequence[Example] = ()) -> tuple[list[int], int]:
+        ids = self._encode(self._text(task, example, shown, generation=True))
+        without = self._encode(self._text(task, example, shown, generation=False)) if self.template.chat else ids
         return ids, len(ids) - len(without)
 
     def letter_id(self, letter: str) -> int:
@@ -119,7 +126,8 @@ class Letters(Scorer[LettersBatch]):
         key = (task, Example(example.input, example.options))  # the answer is no part of the prompt
         if key not in self._cache:
             room = self.config.max_length - (1 + len(self.tail_ids()) if self.config.header_tokens else 0)
-            ids, header = self._tokens(task, example)
+            tokens = partial(self._tokens, task, example)
+            ids, header = tokens(self.demonstrations(task, example, lambda shown: len(tokens(shown)[0]), room))
             if len(ids) > room:
                 self.truncated.add((task, example.input))
                 ids = shorten(self.tokenizer, example, lambda e: self._tokens(task, e)[0], room)
@@ -145,7 +153,7 @@ class Letters(Scorer[LettersBatch]):
             targets = tuple(code.header + len(row[1].ids) for code, row in zip(encoded, rows, strict=True))
         for letter in letters_of(max(examples, key=lambda e: len(e.options))):
             self.letter_id(letter)
-        return LettersBatch(labels, mask, prompts.real_tokens, prompts, turns, targets)
+        return LettersBatch(labels, mask, prompts.real_tokens, tuple(examples), prompts, turns, targets)
 
     def _last_logits(self, model: Any, batch: LettersBatch) -> Tensor:
         return call(model, batch.prompts, logits_to_keep=1).logits[:, -1].float()  # type: ignore[no-any-return] # (n, V)

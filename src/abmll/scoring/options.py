@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,20 +33,19 @@ class Options(Scorer[OptionsBatch]):
 
     name = "options"
     prompt_form = "question"
-
-    def __init__(self, tokenizer: Any, config: Any, device: torch.device | str = "cpu") -> None:
-        super().__init__(tokenizer, config, device)
-        self._cache: dict[tuple[str, Example], tuple[tuple[Segment, Segment], ...]] = {}
+    _cache: dict[tuple[str, Example], tuple[tuple[Segment, Segment], ...]]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text).input_ids
         return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
 
+    def _tokens(self, task: str, example: Example, shown: Sequence[Example] = ()) -> list[int]:
+        return self._ids(question_prompt(task, example, demonstrations=shown))
+
     def encode(self, task: str, example: Example) -> tuple[tuple[Segment, Segment], ...]:
         """(prompt, option) segments of every option; cached."""
         key = (task, Example(example.input, example.options))
         if key not in self._cache:
-            prompt = self._ids(question_prompt(task, example))
             answers = [
                 self.tokenizer(option_continuation(o), add_special_tokens=False).input_ids for o in example.options
             ]
@@ -53,10 +53,12 @@ class Options(Scorer[OptionsBatch]):
                 empty = example.options[[len(a) for a in answers].index(0)]
                 raise UserError(f"option {empty!r} has no token for this tokenizer; options need a text to be scored")
             room = self.config.max_length - max(len(a) for a in answers)
+            tokens = partial(self._tokens, task, example)
+            prompt = tokens(self.demonstrations(task, example, lambda shown: len(tokens(shown)), room))
             if len(prompt) > room:
                 self.truncated.add((task, example.input))
                 room = max(room, 1)
-                prompt = shorten(self.tokenizer, example, lambda e: self._ids(question_prompt(task, e)), room)
+                prompt = shorten(self.tokenizer, example, lambda e: self._tokens(task, e), room)
             first = Segment.of(prompt)
             most = self.config.max_length - len(prompt)
             self._cache[key] = tuple((first, Segment.of(a[:most], after=first)) for a in answers)
@@ -76,7 +78,7 @@ class Options(Scorer[OptionsBatch]):
         cells = tuple(torch.tensor(w, device=self.device) for w in zip(*where, strict=True))
         lengths = torch.tensor([len(option.ids) for pairs in encoded for _, option in pairs], device=self.device)
         labels, mask = labels_and_mask(examples, self.device)
-        return OptionsBatch(labels, mask, rows.real_tokens, rows, (cells[0], cells[1]), lengths)
+        return OptionsBatch(labels, mask, rows.real_tokens, tuple(examples), rows, (cells[0], cells[1]), lengths)
 
     def log_likelihoods(self, model: Any, batch: OptionsBatch) -> Tensor:
         """Summed log-likelihood of each option's tokens in nats, float32 (n, C); 0 where masked."""

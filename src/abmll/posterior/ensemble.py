@@ -1,0 +1,104 @@
+"""`ensemble`: several LoRAs fitted apart, their probabilities averaged (Lakshminarayanan et al., NeurIPS 2017).
+
+Members differ in the order of the data. Where nobody has learned the start (every B is zero, so that no A changes the
+model) each but the first also starts from an A of its own; a learned start is what the members share.
+
+The mean adapter is the mean of Delta W, exact as factors of rank M r: [A_1; ...; A_M] and [B_1, ..., B_M] / M. It does
+not fit the working adapter's rank r, and its best approximation there keeps about 1 / M of members that started apart;
+so the adapter that is saved for others is member 0, the `point` posterior of the same seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from abmll.adapter import modes, state
+from abmll.hashing import stable_hash
+from abmll.posterior.config import PosteriorConfig
+from abmll.posterior.point import Point
+from abmll.posterior.weight_prior import mean_pair
+from abmll.posterior.weights import Factors, WeightPosterior, normals
+from abmll.scoring import Batch, Scorer
+from abmll.tasks.task import Example
+
+
+class Member(Point):
+    """One adapter of the ensemble; number 0 is the `point` posterior."""
+
+    def __init__(self, model: Any, scorer: Scorer[Any], config: PosteriorConfig, task: str, number: int) -> None:
+        super().__init__(model, scorer, config, task)
+        self.number = number
+
+    def begin(self, support: Sequence[Example], seed: int) -> torch.optim.Optimizer:
+        """Phi <- start, or an A of the member's own where the start is not learned."""
+        optimizer = super().begin(support, seed)
+        start = state.read(self.model, state.TASK)
+        if self.number and not any(t.any() for name, t in start.items() if name.endswith(".abmll_B")):
+            fresh = {name: own_start(t, seed, name) for name, t in start.items() if name.endswith(".abmll_A")}
+            state.write(self.model, state.TASK, start | fresh)
+        return optimizer
+
+
+def own_start(like: Tensor, seed: int, name: str) -> Tensor:
+    """LoRA's start of A (r, d_in), uniform on +- 1 / sqrt(d_in) (Kaiming with a = sqrt 5), keyed by (seed, name)."""
+    z = normals(stable_hash("member start", seed), name, 1, like)[0]
+    return torch.erf(z / math.sqrt(2.0)) / math.sqrt(like.shape[1])  # erf(z / sqrt 2) = 2 Phi(z) - 1
+
+
+class Ensemble(WeightPosterior):
+    """Draw s is member s mod M, whatever the key: take a multiple of M as `samples`, so that members count alike.
+
+    `tensors` is member 0; `extras` holds every member's A (M, r, d_in) and B (M, d_out, r) by `layer.part`.
+    """
+
+    name = "ensemble"
+
+    def fit(self, support: Sequence[Example], seed: int) -> list[float]:
+        """Fit the members one after the other; their losses follow each other."""
+        losses, members = [], []
+        for number in range(self.config.ensemble.members):
+            member = Member(self.model, self.scorer, self.config, self.task, number)
+            losses += member.fit(support, seed if number == 0 else stable_hash("member", seed, number))
+            members.append(member.tensors)
+        self.tensors = members[0]
+        self.extras = {name: torch.stack([m[name] for m in members]) for name in mean_pair(members[0])}
+        return losses
+
+    def factors(self, samples: int, key: int) -> Factors:
+        """The members in turn."""
+        turns = _turns(samples, self.config.ensemble.members)
+        return {layer: (A[turns], B[turns]) for layer, (A, B) in self._members().items()}
+
+    def draws(self, samples: int, key: int) -> list[modes.Mode]:
+        """One mode a draw; 0: the mean of the members' Delta W."""
+        if samples:
+            return super().draws(samples, key)
+        mean = {}
+        for layer, (A, B) in self._members().items():  # (M, r, d_in), (M, d_out, r)
+            wide = B.permute(1, 0, 2).flatten(1) / len(B)  # -> (d_out, M, r) -> (d_out, M r)
+            mean[layer] = (A.flatten(0, 1)[None], wide[None])  # (1, M r, d_in), (1, d_out, M r)
+        return [modes.WithFactors(mean, state.TASK)]
+
+    @torch.no_grad()
+    def log_probs(self, batch: Batch, samples: int, key: int) -> Tensor:
+        """As every posterior's; a member answers once, however often its turn comes."""
+        members = self.config.ensemble.members
+        each = super().log_probs(batch, min(samples, members), key)  # (n, at most M, C)
+        return each[:, _turns(samples, members)] if samples > members else each
+
+    def _members(self) -> Factors:
+        """By a layer's name: all members' A (M, r, d_in) and B (M, d_out, r)."""
+        members = {}
+        for key, (A, _) in self.weights().items():
+            device = A.device  # extras may come from a file
+            members[key] = (self.extras[f"{key}.abmll_A"].to(device), self.extras[f"{key}.abmll_B"].to(device))
+        return members
+
+
+def _turns(samples: int, members: int) -> Tensor:
+    return torch.arange(samples) % members

@@ -1,0 +1,167 @@
+"""A setting's numbers, ready to be shown: the summary, what is best, and what cannot be told from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from abmll.metrics import Comparison, Estimate, Summary, summarise
+from abmll.metrics.catalogue import Better
+from abmll.metrics.cells import Scored, grid
+from abmll.metrics.resampling import Scope
+from abmll.report.source import Setting
+from abmll.report.table import COLUMNS, Column
+
+METRICS = (
+    COLUMNS[0],
+    COLUMNS[2],
+    COLUMNS[1],
+    COLUMNS[3],
+    Column("aurc", "AURC"),
+    Column("auroc", "AUROC"),
+)
+_HIGHER = ("accuracy", "auroc")
+BETTER: dict[str, Better] = {c.metric: "higher" if c.metric in _HIGHER else "lower" for c in METRICS}
+Mark = Literal["best", "tied", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a report shows of a setting.
+
+    Attributes:
+        setting: what was asked of the methods.
+        summary: every metric with its interval, and the comparisons with the baseline.
+        scored: each method's cells, those that the summary is made from.
+        marks: (family, method, metric) -> "best", "tied" (its difference from the best is not resolved), or absent.
+            Families other than None (all tasks) have no tests and so nothing tied.
+    """
+
+    setting: Setting
+    summary: Summary
+    scored: dict[str, list[Scored]]
+    marks: dict[tuple[str | None, str, str], Mark]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Their names in order."""
+        return tuple(row.method for row in self.summary.rows)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of tasks, if there is more than one."""
+        found = tuple(dict.fromkeys(row.family or "" for row in self.summary.families))
+        return found if len(found) > 1 else ()
+
+    def estimate(self, method: str, metric: str, family: str | None = None) -> Estimate | None:
+        """A number of the table, or None where it is undefined."""
+        return self.summary.row(method, family).metrics.get(metric)
+
+    def comparison(self, method: str, metric: str) -> Comparison | None:
+        """The method against the baseline, or None."""
+        return next((c for c in self.summary.comparisons if (c.method, c.metric) == (method, metric)), None)
+
+    @property
+    def baseline(self) -> str | None:
+        """What the methods are compared with."""
+        return next((c.baseline for c in self.summary.comparisons), None)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What limits the tests of the metrics shown."""
+        shown = {column.metric for column in METRICS}
+        return tuple(dict.fromkeys(c.note for c in self.summary.comparisons if c.note and c.metric in shown))
+
+    @property
+    def skipped(self) -> int:
+        """Cells of all methods for which the AUROC is undefined."""
+        return sum(e.skipped for row in self.summary.rows if (e := row.metrics.get("auroc")) is not None)
+
+
+def results(
+    setting: Setting, *, baseline: str | None, scope: Scope, bins: int, common_only: bool, n_boot: int = 1000
+) -> Results:
+    """Summarise a setting's stored predictions and mark the best method of each metric.
+
+    Args:
+        setting: its methods have the cells.
+        baseline: as in `summarise`.
+        scope: as in `summarise`.
+        bins: as in `summarise`; 10 more are given beside 15, and 15 beside any other number.
+        common_only: as in `summarise`.
+        n_boot: as in `summarise`.
+
+    Raises:
+        UserError: as `summarise`.
+    """
+    cells = [cell for method in setting.methods for cell in method.cells]
+
+    def against(name: str | None) -> Summary:
+        return summarise(
+            cells,
+            baseline=name,
+            scope=scope,
+            bins=bins,
+            second_bins=10 if bins == 15 else 15,
+            n_boot=n_boot,
+            common_only=common_only,
+        )
+
+    summary = against(baseline)
+    best = {column.metric: _best(summary, column.metric) for column in METRICS}
+    rivals = {name: summary if name == baseline else against(name) for names in best.values() for name in names[:1]}
+    marks: dict[tuple[str | None, str, str], Mark] = {}
+    for metric, names in best.items():
+        marks |= {(None, name, metric): "best" for name in names}
+        for c in rivals[names[0]].comparisons if names else ():
+            if c.metric == metric and c.verdict == "not resolved" and c.method not in names:
+                marks[None, c.method, metric] = "tied"
+        for family in dict.fromkeys(row.family for row in summary.families):
+            marks |= {(family, name, metric): "best" for name in _best(summary, metric, family)}
+    cells_of: dict[str, list[Scored]] = {}
+    for (name, _, _), one in grid(cells, common_only=common_only).cells.items():
+        cells_of.setdefault(name, []).append(one)
+    return Results(setting, summary, cells_of, marks if len(summary.rows) > 1 else {})
+
+
+def _best(summary: Summary, metric: str, family: str | None = None) -> list[str]:
+    """The method with the best value, or all that share it."""
+    rows = [r for r in (*summary.rows, *summary.families) if r.family == family and metric in r.metrics]
+    values = {r.method: r.metrics[metric].value for r in rows}
+    if not values:
+        return []
+    top = (max if BETTER[metric] == "higher" else min)(values.values())
+    return [method for method, value in values.items() if value == top]
+
+
+def headlines(found: Results) -> list[str]:
+    """For accuracy, NLL and pooled ECE: the best method, and what can be said of it against the baseline."""
+    lines = []
+    for column in METRICS[:3]:
+        names = [m for m in found.methods if found.marks.get((None, m, column.metric)) == "best"]
+        if len(names) != 1:
+            continue
+        (name,) = names
+        tied = [m for m in found.methods if found.marks.get((None, m, column.metric)) == "tied"]
+        word = "Highest" if BETTER[column.metric] == "higher" else "Lowest"
+        text = (
+            f"{word} {column.heading.replace(' %', ' (%)')}: {name}, {column.cell(found.estimate(name, column.metric))}"
+        )
+        text += f"; not resolved from {_listed(tied)}" if tied else ""
+        c = found.comparison(name, column.metric)
+        if c is not None:
+            text += f". Against {c.baseline}: {column.difference(c)}, {c.verdict} ({p_text(c.p_holm)})"
+        lines.append(f"{text}.")
+    return lines
+
+
+def p_text(p: float | None) -> str:
+    """A p value after Holm as text."""
+    if p is None:
+        return "no p"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

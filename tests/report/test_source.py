@@ -1,0 +1,84 @@
+import pytest
+
+from abmll.errors import UserError
+from abmll.report.source import read
+
+
+def test_all_kinds_of_folders_have_one_shape(made, tmp_path):
+    names = ["LoRA", "good", "same", made.evil]
+    for folder in (made.compare, made.demo):
+        source = read([folder])
+        (setting,) = source.settings
+        assert [m.name for m in setting.methods] == names
+        assert [len(m.cells) for m in setting.methods] == [14] * 4
+        assert (setting.suite, setting.suite_hash, setting.shots, setting.query) == ("small", "abc", 16, 30)
+        assert setting.methods[1].config["meta"] == {"name": "good"}
+    assert read([made.compare]).baseline == "LoRA"
+    assert setting.ceiling == {"all": {"accuracy": 0.987}}
+    source = read([made.evaluation(tmp_path / "a"), made.compare])
+    (setting,) = source.settings  # the same rows and protocol, though other commands wrote them
+    assert [m.name for m in setting.methods] == ["LoRA (a)", "LoRA (compare)", *names[1:]]
+    assert source.notes == ("a: 2 texts were cut to the model's maximum length",)
+
+
+def test_costs_are_those_that_are_known(made):
+    lora, good, *_ = read([made.compare]).settings[0].methods
+    assert good.cost == {
+        "trainable_parameters": 1234,
+        "seconds_train": 2.5,
+        "seconds_adapt": pytest.approx(3.5),
+        "seconds_predict": 0.5,
+        "forwards": 1,
+    }
+    assert lora.cost["seconds_adapt"] == pytest.approx(1.7)
+
+
+def test_other_seeds_of_one_system_are_one_row(made, tmp_path):
+    a, b = made.evaluation(tmp_path / "a"), made.evaluation(tmp_path / "b", seeds=(3,))
+    (method,) = read([a, b]).settings[0].methods
+    assert {c.seed for c in method.cells} == {1, 2, 3}
+    other = made.evaluation(tmp_path / "c", config_hash="other")
+    assert [m.name for m in read([a, other]).settings[0].methods] == ["LoRA (a)", "LoRA (c)"]
+
+
+def test_cells_beyond_the_result_are_left_out(made, tmp_path):
+    folder = made.evaluation(tmp_path / "a")
+    made.evaluation(folder, seeds=(2,))  # the result now speaks of seed 2 alone
+    assert {c.seed for c in read([folder]).settings[0].methods[0].cells} == {2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shots": 4}, "shots 16 and 4"),
+        ({"suite_hash": "xyz"}, "suite hash abc and xyz"),
+        ({"protocol": {"shots": 16, "query": None}}, "query 30 and None"),
+    ],
+)
+def test_protocols_are_not_mixed_unless_told(made, tmp_path, changes, said):
+    a, b = made.evaluation(tmp_path / "a"), made.evaluation(tmp_path / "b", "other", **changes)
+    with pytest.raises(UserError, match=said) as error:
+        read([a, b])
+    assert "--mixed" in str(error.value)
+    assert "\n" not in str(error.value)
+    settings = read([a, b], mixed=True).settings
+    assert sorted(m.name for s in settings for m in s.methods) == ["LoRA", "other"]
+    assert len(settings) == 2
+    assert [s.shots for s in settings] == sorted(s.shots for s in settings)
+
+
+def test_what_is_no_result_is_refused(made, tmp_path):
+    (tmp_path / "empty").mkdir()
+    damaged = made.evaluation(tmp_path / "damaged")
+    next((damaged / "cells").iterdir()).write_bytes(b"PK\3\4 nothing")
+    folder = made.evaluation(tmp_path / "kind", kind="card")
+    for path, said in (
+        (tmp_path / "none", "is no folder"),
+        (tmp_path / "empty", "holds no result.json"),
+        (damaged, "damaged cell"),
+        (folder, "kind 'card'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read([path])
+    with pytest.raises(UserError, match="twice"):
+        read([made.compare, made.compare / "."])
