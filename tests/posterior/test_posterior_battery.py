@@ -175,8 +175,8 @@ def test_settings_that_mean_nothing_are_refused():
         ({"steps": -1}, "steps = -1"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"samples": -1}, "samples = -1"),
-        ({"lr": 0.0}, "lr > 0"),
-        ({"beta": -1.0}, "beta >= 0"),
+        ({"lr": 0.0}, "lr = 0.0"),
+        ({"beta": -1.0}, "beta = -1.0"),
     ):
         with pytest.raises(UserError, match=words):
             PosteriorConfig(**changes)

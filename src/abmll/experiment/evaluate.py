@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from abmll.experiment.paper import paper_arrays, wants_paper
-from abmll.experiment.stored import Outcome, cell_path, store
+from abmll.experiment.stored import Outcome, cell_path, readable, store
 from abmll.metrics import Cell
 from abmll.posterior import PosteriorConfig, make_posterior
 from abmll.predict import predict
@@ -92,7 +92,7 @@ def evaluate(
         observe: called after every task that was done.
     """
     for task in tasks:
-        missing = [S for S, folder in folders.items() if not cell_path(folder, task.name, protocol.seed).is_file()]
+        missing = [S for S, folder in folders.items() if not readable(cell_path(folder, task.name, protocol.seed))]
         if not missing:
             continue
         outcomes = evaluate_task(model, scorer, config, task, protocol, missing)

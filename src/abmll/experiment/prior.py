@@ -14,7 +14,7 @@ from abmll.experiment.config import RunConfig, check, default_preset, preset, re
 from abmll.experiment.identity import described, state_hash
 from abmll.experiment.models import enable_checkpointing
 from abmll.experiment.provenance import provenance
-from abmll.experiment.train import CHECKPOINT, Observer, train
+from abmll.experiment.train import CHECKPOINT, METRICS, Observer, train
 from abmll.meta import make_meta_learner
 from abmll.scoring import Scorer, make_scorer
 from abmll.tasks.files import write_whole
@@ -110,11 +110,11 @@ def metatrain(
     folder = None if output is None else Path(output)
     try:
         if folder is not None:
-            if not (resume and (folder / CHECKPOINT).is_file()):
-                begun = resume and (folder / folders.CONFIG).is_file()
-                _open_run(folder, prior.config, overwrite or begun, facts)
-            else:
+            if resume and (folder / CHECKPOINT).is_file():
                 _same_run(folder, prior.config)
+                folders.refuse_existing(folder / folders.PRIOR, overwrite=True)
+            else:
+                _open_run(folder, prior.config, resume, overwrite, facts)
         if learner is not None:
             train(learner, folder, save_every=save_every, resume=resume, observers=observers)
     finally:
@@ -150,8 +150,16 @@ def check_examples(scorer: Scorer[Any], task: str, examples: Sequence[Example], 
             raise UserError(f"task {task!r} row {row}: {error}") from None
 
 
-def _open_run(folder: Path, config: RunConfig, overwrite: bool, facts: dict[str, Any] | None) -> None:
-    folders.fresh_folder(folder, overwrite)
+def _open_run(folder: Path, config: RunConfig, resume: bool, overwrite: bool, facts: dict[str, Any] | None) -> None:
+    begun = resume and (folder / folders.CONFIG).is_file()
+    metrics = folder / METRICS
+    learned = (folder / folders.PRIOR).exists() or (metrics.is_file() and metrics.stat().st_size > 0)
+    if begun and learned and not overwrite:
+        raise UserError(
+            f"{folder / CHECKPOINT} is missing, so the run cannot go on; bring it back, or start anew with --overwrite "
+            "(overwrite=True in Python)"
+        )
+    folders.fresh_folder(folder, overwrite or begun)
     write_whole(folder / folders.CONFIG, to_yaml(config))
     folders.write_json(folder / folders.PROVENANCE, provenance({"config_hash": config.hash(), **(facts or {})}))
 

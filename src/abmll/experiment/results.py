@@ -13,7 +13,7 @@ from abmll.experiment.evaluate import Protocol, evaluate
 from abmll.experiment.paper import paper_metrics
 from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
-from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper
+from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper, readable
 from abmll.metrics import Summary, summarise
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
@@ -88,7 +88,7 @@ def evaluate_suite(
     done = 0
     for seed in seeds:
         for task in suite.test:
-            stored = cell_path(folder, task.name, seed).is_file()
+            stored = readable(cell_path(folder, task.name, seed))
 
             def note(task: Task, outcomes: dict[int, Outcome], seed: int = seed, done: int = done) -> None:
                 if observe is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from abmll.errors import UserError
 from abmll.metrics import Cell
+from abmll.whole import beside
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -66,7 +69,7 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "losses": outcome.losses,
         "query_missing": outcome.query_missing,
     }
-    temporary = path.with_suffix(".tmp.npz")
+    temporary = beside(path)
     arrays: dict[str, Any] = {
         "log_probs": np.asarray(c.log_probs, dtype=np.float32),
         "labels": np.asarray(c.labels, dtype=np.int64),
@@ -74,9 +77,19 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "facts": np.array(json.dumps(facts)),
         **{f"paper_{name}": array for name, array in (outcome.paper or {}).items()},
     }
-    np.savez_compressed(temporary, **arrays)
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     os.replace(temporary, path)
     return path
+
+
+def readable(path: Path) -> bool:
+    """Whether a cell is stored there, every byte of it; one that is not has to be made (again)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None and "facts.npy" in archive.namelist()
+    except (FileNotFoundError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def load_paper(folder: Path, cells: Collection[tuple[str, int]]) -> list[tuple[Arrays, NDArray[Any]]]:
@@ -96,6 +109,8 @@ def load_cells(folder: Path, method: str) -> Iterator[tuple[Cell, dict[str, Any]
     if not paths:
         raise UserError(f"{folder} holds no stored predictions (cells/*.npz); run `abmll evaluate` into it first")
     for path in paths:
+        if not readable(path):
+            raise UserError(f"stored predictions {path} are damaged; make them again with `abmll evaluate --resume`")
         with np.load(path, allow_pickle=False) as data:
             facts: dict[str, Any] = json.loads(str(data["facts"]))
             cell = Cell(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from abmll.errors import UserError, unknown
+from abmll.errors import unknown
+from abmll.settings import check_number, check_types
 
 POSTERIORS = ("none", "point", "variational")
 
@@ -40,9 +41,8 @@ class PosteriorConfig:
 
     def __post_init__(self) -> None:
         if self.name not in POSTERIORS:
-            raise unknown("posterior", self.name, POSTERIORS)
-        for name, least in (("steps", 0), ("batch_size", 1), ("samples", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"adaptation's {name} = {getattr(self, name)}; at least {least} is needed")
-        if self.lr <= 0 or self.beta < 0:
-            raise UserError(f"adaptation's lr = {self.lr} and beta = {self.beta}; lr > 0 and beta >= 0 are needed")
+            raise unknown("posterior", str(self.name), POSTERIORS)
+        check_types(self, "posterior")
+        for name, least in (("steps", 0), ("batch_size", 1), ("samples", 0), ("beta", 0)):
+            check_number(f"adaptation's {name}", getattr(self, name), least=least)
+        check_number("adaptation's lr", self.lr, positive=True)
