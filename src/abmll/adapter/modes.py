@@ -245,10 +245,9 @@ def use(model: nn.Module, mode: Mode) -> Iterator[None]:
 
     layers = adapted_layers(model)
     _check_names(layers, mode)
-    if mode != Mean() and any(layer.merged or layer.disable_adapters for layer in layers.values()):
+    if mode != Mean() and any(layer.merged for layer in layers.values()):
         raise UserError(
-            "the model's adapters are merged or disabled, so it would answer without the mode; call unmerge_adapter() "
-            "or enable_adapter_layers() first"
+            "the model's adapters are merged: it would answer without the mode; call unmerge_adapter() first"
         )
     if mode != Mean() and torch.is_grad_enabled():  # outside its mode a block would be recomputed as Mean()
         _check_checkpointing(model)
