@@ -66,7 +66,7 @@ def walk(name: str, data: Path, work: Path) -> dict[str, Any]:
         "answers": len(predicted),
         "largest_sum_error": max(abs(sum(p["probabilities"]) - 1) for p in predicted),
         "mutual_information": predicted[0]["mutual_information"] is not None,
-        "evaluation": result["rows"],
+        "evaluation": result["summary"]["rows"],
         "export_difference": export_difference(data / "models" / MODEL, task, work / "lora"),
     }
     return found

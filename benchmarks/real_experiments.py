@@ -36,7 +36,6 @@ EXPERIMENTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "output: rates x 2.5": ("abmll", _changed(OUTPUT, meta={"inner_lr": 5e-4, "outer_lr": 2.5e-3}), 150),
     "output: theta's step on the last batch": ("abmll", _changed(OUTPUT, meta={"outer_batch": "last"}), 150),
     "Reptile: rate x 2": ("reptile", {"meta": {"inner_lr": 2e-3}}, 150),
-    "LoRA: twice the episodes": ("lora", real.TRIALS["lora"][2], 300),
 }
 
 

@@ -13,6 +13,7 @@ import tiny
 from abmll.adapter import state
 from abmll.adapter.config import AbmllConfig
 from abmll.posterior import Posterior, PosteriorConfig, make_posterior
+from abmll.posterior.settings import Laplace, Swag
 from abmll.scoring import Letters, ScoringConfig
 
 VISIBLE = {"point": None, "output": -2.0, "factor": -1.0}
@@ -68,8 +69,15 @@ def scorer() -> Letters:
 def fitted(prior, scorer) -> Callable[..., Posterior]:
     """A posterior of task u0, fitted on 6 rows unless `fit` is False."""
 
+    own = {
+        "swag": {"swag": Swag(warmup=0)},
+        "laplace": {"laplace": Laplace(rank=3, logit_draws=1)},
+        "inducing": {"lr": 0.3},  # its variables are scaled down before they are weights
+    }
+
     def build(name: str, latent: str, *, fit: bool = True, model: PeftModel | None = None, **settings) -> Posterior:
-        settings = {"steps": 3, "batch_size": 4, "lr": 0.02, "beta": 1e-2, "samples": 4, **settings}
+        quick = {"steps": 3, "batch_size": 4, "lr": 0.02, "beta": 1e-2, "samples": 4}
+        settings = {**quick, **own.get(name, {}), **settings}
         made = make_posterior(model or prior(latent), scorer, PosteriorConfig(name, **settings), "u0")
         if fit:
             made.fit(tiny.task("u0").examples[:6], seed=1)

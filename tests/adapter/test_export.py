@@ -80,16 +80,19 @@ def test_a_draw_is_a_lora_folder(adapted, base_model, ids, tmp_path):
 
 
 def test_an_existing_folder_is_kept_unless_asked_and_replaced_as_a_whole(adapted, tmp_path):
-    model, folder = adapted("point"), tmp_path / "lora"
-    folder.mkdir()
+    model, folder = adapted("point"), tmp_path / "out"
+    for export in (export_lora, export_merged, export_lora):  # each replaces what the one before wrote
+        export(model, folder, overwrite=True)
+        written = {p.name for p in folder.iterdir()}
+        assert ("adapter_config.json" in written) == (export is export_lora)
+        with pytest.raises(UserError, match=r"exists; .* overwrite=True"):
+            export(model, folder)
     (folder / "precious").write_text("mine")
     for export in (export_lora, export_merged):
-        with pytest.raises(UserError, match=r"exists already; .* overwrite=True"):
-            export(model, folder)
-    assert (folder / "precious").read_text() == "mine"
-    export_lora(model, folder, overwrite=True)
-    assert not (folder / "precious").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["lora"]
+        with pytest.raises(UserError, match="holds 'precious', which abmll did not write"):
+            export(model, folder, overwrite=True)
+    assert {p.name for p in folder.iterdir()} == {*written, "precious"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

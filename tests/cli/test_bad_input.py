@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
+import torch
 
 import tiny
 from tiny import contents
@@ -50,11 +52,6 @@ def truncated(place, tmp_path):
     path = tmp_path / "a/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     return tmp_path / "a"
-
-
-def existing(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/config.yaml").write_text("kept: true")
 
 
 def empty_folder(tmp_path):
@@ -107,6 +104,31 @@ CASES = {
         ["model folder './nowhere' does not exist", "'mini'"],
     ),
     "no model in the folder": (lambda p, t: metatrain(p, t, "--model", empty_folder(t)), ["none' has no config.json"]),
+    "misspelt model": (
+        lambda p, t: metatrain(p, t, "--model", p.root / "modle"),
+        ["modle' does not exist", "did you mean", "/model'?"],
+    ),
+    "misspelt mini": (lambda p, t: metatrain(p, t, "--model", "mimi"), ["'mimi' is no folder here", "'mini'?"]),
+    "device that torch has not": (
+        lambda p, t: metatrain(p, t, "--device", "gpu"),
+        ["device 'gpu' cannot be used", "'auto'"],
+    ),
+    "device without data": (lambda p, t: metatrain(p, t, "--device", "meta"), ["device 'meta' cannot be used"]),
+    "output layer": (
+        lambda p, t: metatrain(p, t, "--adapter.target_modules", "[lm_head]"),
+        ["target_modules name the output layer", "'factor'"],
+    ),
+    "regex that is none": (
+        lambda p, t: metatrain(p, t, "--adapter.target_modules", "(("),
+        ["target_modules '((' is not a regular expression", "a list of names"],
+    ),
+    "seed of too many digits": (lambda p, t: metatrain(p, t, "--seed", 10**23), ["seed = 1000", "64 bits"]),
+    "rate that is no number": (lambda p, t: metatrain(p, t, "--meta.inner_lr", ".nan"), ["inner_lr = nan"]),
+    "less than one example": (
+        lambda p, t: metatrain(p, t, "--meta.examples_per_task", -2),
+        ["examples_per_task = -2", "at least 1"],
+    ),
+    "resume of a file": (lambda p, t: ["metatrain", "--resume", p.data], ["config.yaml is missing"]),
     "unknown method": (lambda p, t: metatrain(p, t, "--meta", "reptil"), ["'reptil'", "did you mean 'reptile'?"]),
     "unknown posterior": (
         lambda p, t: metatrain(p, t, "--posterior", "variationl"),
@@ -166,6 +188,10 @@ CASES = {
         ["adapter_model.safetensors is damaged", "write it again"],
     ),
     "no adapter": (lambda p, t: ["predict", t / "no", "--input", p.data], ["adapter folder", "does not exist"]),
+    "misspelt adapter": (
+        lambda p, t: ["predict", p.root / "adaptr", "--input", p.data],
+        ["adaptr does not exist", "/adapter'?"],
+    ),
     "a prior is no task": (lambda p, t: ["predict", p.run, "--input", p.data], ["abmll adapt"]),
     "questions without options": (
         lambda p, t: ["predict", mixed(p, t), "--input", file(t, {"input": "cat"}, name="q.jsonl")],
@@ -225,32 +251,18 @@ def test_a_mistake_is_one_line_and_status_2(case, place, run, tmp_path):
         assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["metatrain", "adapt", "evaluate", "export", "predict", "demo"])
-def test_an_output_that_exists_is_left_alone(command, place, run, tmp_path):
-    existing(tmp_path)
-    out = tmp_path / "out"
-    arguments = {
-        "metatrain": metatrain(place, tmp_path),
-        "adapt": adapt(place, tmp_path, place.data),
-        "evaluate": ["evaluate", place.run, "--suite", place.suite, "--output", out],
-        "export": ["export", place.adapter, "--output", out],
-        "predict": ["predict", place.adapter, "--input", place.data, "--output", out],
-        "demo": ["demo", "--output", out],
-    }[command]
-    found = run(*arguments)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda can be used")
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes can be used")
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        (("--device", "cuda"), "device 'cuda' cannot be used"),
+        (("--quantize", "4bit"), "quantize '4bit' needs bitsandbytes; pip install"),
+    ],
+)
+def test_what_this_machine_has_not(option, text, place, run, tmp_path):
+    found = run(*metatrain(place, tmp_path, *option))
     assert found.status == 2
-    assert "--overwrite" in found.err
     assert len(found.err.splitlines()) == 1
-    assert contents(out) == {"config.yaml": b"kept: true"}
-
-
-def test_overwrite_replaces_what_abmll_wrote_and_nothing_else(place, run, tmp_path):
-    existing(tmp_path)
-    assert run(*adapt(place, tmp_path, place.data, "--overwrite")).status == 0
-    assert "config.yaml" not in contents(tmp_path / "out")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/letter.txt").write_text("dear")
-    found = run("adapt", place.run, "--data", place.data, "--output", tmp_path / "mine", "--overwrite")
-    assert found.status == 2
-    assert "holds no abmll output, so it is not replaced" in found.err
-    assert contents(tmp_path / "mine") == {"letter.txt": b"dear"}
+    assert text in found.err
+    assert not (tmp_path / "out").exists()

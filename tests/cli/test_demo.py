@@ -15,6 +15,7 @@ from abmll.errors import UserError
 from abmll.experiment import demo, demo_settings
 from abmll.experiment.config import merge
 from abmll.tasks.synthetic import bayes_ceiling, mini_suite
+from abmll.whole import refuse_existing
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def test_the_demo_ends_in_a_table_a_picture_a_result_and_commands_that_work(plan
     picture = matplotlib.image.imread(tmp_path / "reliability.png")
     assert picture.shape[1] > 1000
     assert picture[..., :3].std() > 0.05
+    (tmp_path / "identity.json").write_text('{"kind": "demo"}')  # as `abmll demo` begins
+    refuse_existing(tmp_path, overwrite=True)  # nothing is there that --overwrite would not know
 
     show(plan, summary, tmp_path, 1.0)
     shown = capsys.readouterr().out

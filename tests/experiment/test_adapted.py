@@ -126,6 +126,55 @@ def test_a_support_that_cannot_be_used_is_named(support, message, learned):
         abmll.adapt(learned["output"], support)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prior": "runs/prior"}, "'runs/prior' is no Prior; abmll.load_prior loads one"),
+        ({"support": tiny.suite()}, "support: a suite is many tasks; give one of them"),
+        ({"support": [{"input": "cat"}]}, r"support: row 1 is dict; make it an abmll.Example\("),
+        ({"support": ["cat"]}, "support: row 1 is str"),
+        ({"support": "d.jsonl"}, "support: 'd.jsonl' is no Task"),
+        ({"support": SUPPORT[0]}, "support: Example is no Task; give one, or a list of abmll.Example"),
+        ({"config": tiny.settings()}, "config is RunConfig; a PosteriorConfig is needed"),
+        ({"name": 5}, "task name 5 is int, not text"),
+        ({"seed": "x"}, "seed = 'x' is a text"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(change, message, learned):
+    with pytest.raises(UserError, match=message) as caught:
+        abmll.adapt(**{"prior": learned["output"], "support": SUPPORT, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_questions_are_a_task_or_a_list(learned):
+    task = abmll.adapt(learned["point"], SUPPORT)
+    whole = task.predict(TASK)
+    assert torch.equal(whole.log_probs, task.predict(list(TASK.examples)).log_probs)
+    for questions in ("good", "questions.jsonl"):
+        with pytest.raises(UserError, match=f"questions: '{questions}' is no Task; give one, or a list"):
+            task.predict(questions)
+    for questions in ([3], [{"input": "cat"}], tiny.suite(), None):
+        with pytest.raises(UserError, match="questions: "):
+            task.predict(questions)
+    with pytest.raises(UserError, match="batch_size = 0; at least 1 is needed"):
+        task.predict(QUESTIONS, batch_size=0)
+
+
+def test_a_model_in_use_is_not_loaded_over(base, tokenizer, learned, tmp_path):
+    prior = learned["point"]
+    task = abmll.adapt(prior, SUPPORT)
+    task.save_pretrained(tmp_path / "a")
+    before = prior.hash
+    for model in (prior.model, prior.model.get_base_model()):
+        with pytest.raises(UserError, match="the model has an adapter, which this one would replace"):
+            abmll.load(tmp_path / "a", model=model, tokenizer=tokenizer)
+    with pytest.raises(UserError, match="a model without its tokenizer"):
+        abmll.load(tmp_path / "a", model=base())
+    assert prior.hash == before
+    again = abmll.load(tmp_path / "a", model=base(), tokenizer=tokenizer)
+    assert torch.equal(again.predict(QUESTIONS).log_probs, task.predict(QUESTIONS).log_probs)
+
+
 def test_plain_peft_loads_the_folder_and_answers_with_the_mean(learned, folder, tmp_path):
     task = abmll.adapt(learned["output"], SUPPORT, name="u0")
     task.save_pretrained(tmp_path / "a")
@@ -181,6 +230,11 @@ class TestStart:
         with torch.no_grad():
             assert torch.allclose(start.model(ids).logits, lora.eval()(ids).logits, atol=1e-6)
 
+    def test_changes_that_are_no_settings_are_refused(self, folder):
+        for changes in ({"meta": "abmll"}, {"posterior": 3}, {"posterior": {"lr": "x"}}):
+            with pytest.raises(UserError, match=r"posterior|meta"):
+                abmll.load_prior(folder, changes)
+
     def test_a_base_model_gets_a_fresh_adapter(self, folder):
         start = abmll.load_prior(folder, preset_name="pretrained-adapted")
         assert start.config.adapter.latent == "point"
@@ -209,7 +263,7 @@ def test_folders_are_whole_and_not_replaced_unasked(learned, tmp_path, monkeypat
     monkeypatch.undo()
     task.save_pretrained(tmp_path / "a")
     before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-    with pytest.raises(UserError, match=r"output folder .* exists"):
+    with pytest.raises(UserError, match=r"output folder .* exists; .* overwrite=True"):
         task.save_pretrained(tmp_path / "a")
     assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
     task.save_pretrained(tmp_path / "a", overwrite=True)

@@ -1,10 +1,12 @@
 import json
+import shutil
 import signal
 
 import pytest
 import torch
 
 import abmll
+import tiny
 from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.meta.abmll import Abmll
@@ -97,6 +99,49 @@ def test_a_damaged_checkpoint_is_said_so(adapted, tokenizer, suite, tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
         abmll.metatrain(adapted(), tokenizer, suite.train, config, output=tmp_path / "r", resume=True)
+
+
+@pytest.mark.parametrize("left", ["prior", "metrics.jsonl"])
+def test_a_run_whose_checkpoint_is_gone_is_not_begun_again_unasked(left, adapted, tokenizer, suite, tmp_path):
+    run = tmp_path / "r"
+    abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run)
+    (run / "checkpoint.pt").unlink()
+    if left == "prior":
+        (run / "metrics.jsonl").unlink()
+    else:
+        shutil.rmtree(run / "prior")
+    before = tiny.contents(run)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is missing, so the run cannot go on; .*overwrite=True"):
+        abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run, resume=True)
+    assert tiny.contents(run) == before
+    abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run, resume=True, overwrite=True)
+    assert (run / "prior").is_dir()
+
+
+def test_a_prior_that_could_not_be_written_is_found_out_before_training(adapted, tokenizer, suite, tmp_path):
+    run = tmp_path / "r"
+    with pytest.raises(KeyboardInterrupt):
+        abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run, observers=(Interrupt(2),))
+    (run / "prior").mkdir()
+    (run / "prior/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no abmll output"):
+        abmll.metatrain(
+            adapted(), tokenizer, suite.train, settings(), output=run, resume=True, observers=(lambda _: 1 / 0,)
+        )
+
+
+def test_a_run_that_took_no_step_is_begun_again_with_nothing_of_the_users_lost(adapted, tokenizer, suite, tmp_path):
+    run = tmp_path / "r"
+    abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run)
+    shutil.rmtree(run / "prior")
+    for name in ("checkpoint.pt", "metrics.jsonl"):
+        (run / name).unlink()
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'notes\.txt', which abmll did not write"):
+        abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run, resume=True)
+    (run / "notes.txt").unlink()
+    abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run, resume=True)
+    assert (run / "prior").is_dir()
 
 
 def test_a_non_finite_loss_stops_with_the_last_good_state_kept(adapted, tokenizer, suite, tmp_path, monkeypatch):

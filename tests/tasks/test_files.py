@@ -94,6 +94,10 @@ GOOD = json.dumps(ROWS[0])
         ('{"input": "a", "options": {"x": 1, "y": 2}, "output": "x"}', r"row 1: options .* is not a list"),
         ('{"input": "a", "options": [1, 2], "output": 1}', r"row 1: option 1 is int, not text; put it in quotes"),
         ('{"input": 5, "options": ["x", "y"], "output": "x"}', r"row 1: input 5 is int, not text"),
+        (GOOD.replace("Rain?", "\\ud800"), r"row 1: input '\\ud800' holds '\\ud800', half a character"),
+        (GOOD.replace('"no"', '"\\ud800"'), r"row 1: option '\\ud800' holds"),
+        (GOOD + "\n" + "[" * 100_000, r"row 2 is not JSON \(maximum recursion depth"),
+        (GOOD.replace('"Rain?"', "9" * 5000), r"row 1 is not JSON \(Exceeds the limit"),
         (
             GOOD + "\n" + GOOD.replace("weather", "other"),
             r"holds 2 tasks \('other' and 'weather' \.\.\.\); .* split it",
@@ -122,6 +126,29 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="is not a Parquet file"):
         load_task(tmp_path / "t.parquet")
+
+
+def test_endings_are_read_in_any_case(tmp_path):
+    for name in ("t.JSONL", "t.Csv", "t.PARQUET"):
+        path = write(tmp_path / name.lower(), ROWS)
+        path.rename(tmp_path / name)
+        assert load_task(tmp_path / name).examples == EXAMPLES
+
+
+def test_a_parquet_page_that_is_damaged(tmp_path):
+    rows = [{**ROWS[0], "input": f"Rain on day {i}? " * 20} for i in range(500)]
+    path = write(tmp_path / "t.parquet", rows)
+    data = bytearray(path.read_bytes())
+    data[60:3000] = bytes(byte ^ 0xA5 for byte in data[60:3000])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"t\.parquet is not a Parquet file"):
+        load_task(path)
+
+
+def test_a_csv_cell_may_be_long(tmp_path):
+    long = "a long document " * 20_000
+    path = write(tmp_path / "t.csv", [{**ROWS[0], "input": long}])
+    assert load_task(path).examples[0].input == long
 
 
 def test_csv_says_what_is_wrong_with_it(tmp_path):

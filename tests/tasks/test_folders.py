@@ -56,6 +56,30 @@ def test_train_and_test_folders(tmp_path):
     assert suite.name == "own"
 
 
+def test_what_is_not_read_is_known(root, tmp_path):
+    write_jsonl(root / "colours" / "extra.jsonl", task("extra"))
+    (root / "colours" / "notes.txt").write_text("read me")
+    assert load_suite(f"{root}:colours").unread == ("extra.jsonl", "notes.txt")
+    assert load_suite(f"{root}:other").unread == ()
+    own = tmp_path / "own"
+    for part, name in (("train", "a"), ("Test", "c"), (".", "d")):
+        write_jsonl(own / part / f"{name}.jsonl", task(name))
+    (own / "train" / "b.tsv").write_text("")
+    (own / ".hidden").mkdir()
+    assert load_suite(own).unread == ("Test/", "d.jsonl", "train/b.tsv")
+
+
+def test_endings_are_found_in_any_case(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", task("a"))
+    write_jsonl(tmp_path / "b.JSONL", task("b"))
+    assert [t.name for t in load_suite(tmp_path).train] == ["a", "b"]
+    (tmp_path / "own").mkdir()
+    for name in ("a.jsonl", "b.JSONL"):
+        (tmp_path / name).rename(tmp_path / "own" / name)
+    index(tmp_path, {"own": {"train": ["a"], "test": ["b"]}})
+    assert [t.name for t in load_suite(tmp_path).test] == ["b"]
+
+
 def test_a_flat_folder_is_all_train_and_a_file_is_one_test_task(tmp_path):
     write_jsonl(tmp_path / "own" / "a.jsonl", task("a"))
     assert [t.name for t in load_suite(tmp_path / "own").train] == ["a"]
@@ -122,6 +146,21 @@ def test_an_index_that_is_wrong(root):
     index(root, {"colours": ["a"]})
     with pytest.raises(UserError, match=r"is not \{\"train\": \[names\]"):
         load_suite(f"{root}:colours")
+    for part in ([5], [["a"]], "a", 3):
+        index(root, {"colours": {"test": part}})
+        with pytest.raises(UserError, match=r"is not \{\"train\": \[names\]"):
+            load_suite(f"{root}:colours")
+    for source in (3, {"a": 3}):
+        index(root, {"colours": {"test": ["a"], "source": source}})
+        with pytest.raises(UserError, match=r'"source" is not \{task: \{fact: value\}\}'):
+            load_suite(f"{root}:colours")
+    index(root, {"colours": {"test": ["a", "a"]}})
+    with pytest.raises(UserError, match="task 'a' is in test and in test"):
+        load_suite(f"{root}:colours")
+    for text in ("[" * 100_000, "9" * 5000):
+        index(root, text)
+        with pytest.raises(UserError, match=r"suites\.json is not JSON"):
+            load_suite(f"{root}:colours")
     index(root, {"colours": {"test": ["wrong"]}})
     shutil.copy(root / "colours" / "a.jsonl", root / "colours" / "wrong.jsonl")
     with pytest.raises(UserError, match="says its task is 'a'; name it 'wrong'"):

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -185,13 +186,41 @@ def test_an_interrupted_write_leaves_what_was_there(local, small, tmp_path, monk
         if written:
             raise KeyboardInterrupt
         written.append(path)
-        path.parent.mkdir()
         path.write_text("half")
 
     monkeypatch.setattr(hub, "write_jsonl", write_then_stop)
     with pytest.raises(KeyboardInterrupt):
         fetch_suite("small", tmp_path, load_dataset=local, overwrite=overwrite)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_failed_last_step_brings_the_old_suite_back(local, small, tmp_path, monkeypatch):
+    fetch_suite("small", tmp_path, load_dataset=local)
+    before = {str(path): path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    rename = Path.rename
+
+    def failing(self, target):
+        if (self / "boolq.jsonl").exists() and self.name != "small" and len(list(tmp_path.glob(".*"))) == 2:
+            monkeypatch.undo()
+            raise OSError("the disk is gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fetch_suite("small", tmp_path, load_dataset=local, overwrite=True, limit=1)
+    assert {str(path): path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "suites.json"]
+
+
+def test_files_of_the_users_beside_the_tasks_are_not_deleted(local, small, tmp_path):
+    fetch_suite("small", tmp_path, load_dataset=local)
+    (tmp_path / "small/own.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'own\.jsonl', which abmll did not write"):
+        fetch_suite("small", tmp_path, load_dataset=lambda *_, **__: 1 / 0, overwrite=True)
+    assert (tmp_path / "small/own.jsonl").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        fetch_suite("small", tmp_path / "file/sub", load_dataset=lambda *_, **__: 1 / 0)
 
 
 def test_what_cannot_be_fetched_at_all(tmp_path, local):

@@ -62,3 +62,12 @@ def test_each_finding(examples, text):
 def test_empty_parts():
     assert [f.text for f in check(Suite("s", train=(), test=CLEAN.test)) if f.task is None] == ["no train tasks"]
     assert [f.text for f in check(Suite("s", train=CLEAN.train, test=())) if f.task is None] == ["no test tasks"]
+
+
+def test_files_and_folders_that_are_not_read():
+    names = tuple(f"{i:02}.txt" for i in range(12))
+    suite = Suite("s", train=CLEAN.train, test=CLEAN.test, unread=("Test/", *names))
+    (found,) = check(suite)
+    assert found.task is None
+    assert found.text.startswith("not read: Test/, 00.txt, 01.txt")
+    assert found.text.endswith("and 3 more")

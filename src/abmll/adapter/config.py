@@ -9,6 +9,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 from abmll.errors import UserError, unknown
+from abmll.settings import check_modules, check_number
 
 # Where a log-variance starts if nothing is said. `output`: the published value, a standard deviation of 4.5e-5.
 # `factor`: a standard deviation of 0.0025 of the elements of A.
@@ -20,7 +21,7 @@ class AbmllConfig(PeftConfig):  # type: ignore[misc]
     """Configuration of one ABMLL adapter: one diagonal Gaussian over low-rank updates of linear layers.
 
     What LoRA also has is called what LoRA calls it. Raises UserError for a rank below 1, an unknown latent, a dropout
-    outside [0, 1) or a variance that is not positive.
+    outside [0, 1), an alpha or a variance that is not positive, and a text that is no regular expression.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of every low-rank pair."})
@@ -66,12 +67,16 @@ class AbmllConfig(PeftConfig):  # type: ignore[misc]
             )
         if self.latent not in START_LOG_VARIANCE:
             raise unknown("latent", self.latent, START_LOG_VARIANCE)
-        if self.r <= 0:
-            raise UserError(f"rank r = {self.r}; a positive integer is needed")
+        if not isinstance(self.r, int) or self.r <= 0:
+            raise UserError(f"rank r = {self.r!r}; a positive integer is needed")
         if not 0.0 <= self.lora_dropout < 1.0:
             raise UserError(f"lora_dropout = {self.lora_dropout}; a probability in [0, 1) is needed")
-        if self.b_variance <= 0.0:
-            raise UserError(f"b_variance = {self.b_variance}; a positive variance is needed")
+        check_number("lora_alpha", self.lora_alpha, positive=True)
+        check_number("b_variance", self.b_variance, positive=True)
+        if self.log_variance is not None:
+            check_number("log_variance", self.log_variance)
+        check_modules("target_modules", self.target_modules)
+        check_modules("exclude_modules", self.exclude_modules)
         if self.learn_log_c and self.latent != "output":
             raise UserError(f"learn_log_c belongs to latent 'output', not to {self.latent!r}; drop one of the two")
 

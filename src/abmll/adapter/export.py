@@ -7,10 +7,7 @@ in plain PEFT. What is lost is the variance.
 from __future__ import annotations
 
 import copy
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from torch import Tensor
 from abmll.adapter import state
 from abmll.adapter.config import AbmllConfig
 from abmll.errors import UserError
+from abmll.whole import sign, whole_folder
 
 # What both configurations have, under one name.
 _SHARED = (
@@ -74,9 +72,9 @@ def export_lora(
         adapter: name of the ABMLL adapter.
         factors: one draw instead of the mean: for every adapted layer, by its name in the base model, A (r, d_in) and
             B (d_out, r).
-        overwrite: replace an existing folder.
+        overwrite: replace a folder that abmll or PEFT wrote.
 
-    Returns the folder. Raises UserError for an unknown adapter, an existing folder, or factors that do not fit.
+    Returns the folder. Raises UserError for an unknown adapter, a folder in the way, or factors that do not fit.
     """
     layers = state.layers(model, adapter)
     config: AbmllConfig = model.peft_config[adapter]
@@ -98,7 +96,7 @@ def export_lora(
                         f"factor {part} of layer {key!r} has shape {tuple(value.shape)}; {needed} is needed"
                     )
                 tensors[name] = value.detach().contiguous()
-    with _whole(folder, overwrite) as partial:
+    with whole_folder(folder, overwrite) as partial:
         lora.save_pretrained(str(partial))
         save_file(tensors, partial / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     return Path(folder)
@@ -110,19 +108,21 @@ def export_merged(
     """Write the base model with the adapter's mean merged in, as a plain transformers folder.
 
     Works on a copy of the model (its memory once more), and rounds the sum to the base model's dtype. `tokenizer` is
-    written beside it. Returns the folder. Raises UserError for an unknown adapter, a 4- or 8-bit base model (merging
-    would quantise anew) or an existing folder.
+    written beside it, and `identity.json`, by which the folder is known when `overwrite` is to replace it. Returns the
+    folder. Raises UserError for an unknown adapter, a 4- or 8-bit base model (merging would quantise anew) or a folder
+    that is in the way.
     """
     if any(layer.quantization_backend is not None for layer in state.layers(model, adapter)):
         raise UserError(
             "the base model is quantised; load it unquantised to merge the adapter, or export a LoRA folder"
         )
-    with _whole(folder, overwrite) as partial:
+    with whole_folder(folder, overwrite) as partial:
         merged = copy.deepcopy(model)
         merged.set_adapter(adapter)
         merged.merge_and_unload(adapter_names=[adapter]).save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        sign(partial, "merged")
     return Path(folder)
 
 
@@ -175,22 +175,3 @@ def _to_lora(name: str) -> str:
 
 def _from_lora(name: str) -> str:
     return name.replace(".lora_A.", ".abmll_A.").replace(".lora_B.", ".abmll_B.")
-
-
-@contextmanager
-def _whole(folder: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name when all of it is written, and is removed on failure."""
-    target = Path(folder)
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists already; choose another folder, or overwrite it with overwrite=True")
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        old = partial.with_name(partial.name + ".old")
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from abmll.adapter import modes
 from abmll.adapter.config import AbmllConfig
 from abmll.adapter.latents import LATENTS, Latent
+from abmll.adapter.tokens import Tokens
 from abmll.hashing import stable_hash
 
 
@@ -93,7 +94,7 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         x = self._cast_input_dtype(x, self.abmll_A[adapter_name].weight.dtype)
         return self.lora_dropout[adapter_name](x)  # type: ignore[no-any-return]
 
-    def tokens(self, x: Tensor, tokens: modes.Tokens | None) -> modes.Tokens:
+    def tokens(self, x: Tensor, tokens: Tokens | None) -> Tokens:
         """Who the positions of x (batch, tokens, d_in) are; checked, and made up where no scorer has said it."""
         if x.dim() != 3:
             raise ValueError(
@@ -101,7 +102,7 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             )
         shape = (x.shape[0], x.shape[1])
         if tokens is None:
-            return modes.Tokens.default(shape, x.device)
+            return Tokens.default(shape, x.device)
         if tuple(tokens.text.shape) != shape:
             raise ValueError(
                 f"layer {self.key!r} got {shape} (batch, tokens), but the tokens named are {tuple(tokens.text.shape)}"

@@ -23,48 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from abmll import noise
+from abmll.adapter.tokens import Scope, Tokens
 from abmll.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
 
-Scope = Literal["token", "sequence", "batch"]
 KLEstimate = Literal["closed", "sampled"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Who every position of a (batch, tokens) input is.
-
-    Attributes:
-        text: int64 (batch, tokens), the hash of the text that the position belongs to; a prompt shared by several rows
-            has one hash in all of them, so it receives one noise.
-        position: int64 (batch, tokens), the index among the real tokens of that text: independent of padding.
-        mask: float32 (batch, tokens), 1 where the KL counts the position: real, and not already counted in
-            another row of the batch.
-    """
-
-    text: Tensor
-    position: Tensor
-    mask: Tensor
-    _rows: dict[Scope, Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def default(cls, shape: tuple[int, int], device: torch.device) -> Tokens:
-        """Every row its own text, every column its own position, everything counted: for calls without a scorer."""
-        rows, columns = shape
-        text = torch.arange(rows, device=device)[:, None].expand(rows, columns)
-        position = torch.arange(columns, device=device)[None, :].expand(rows, columns)
-        return cls(text, position, torch.ones(rows, columns, device=device))
-
-    def address(self, key: int, layer: int, sample: int, scope: Scope) -> Tensor:
-        """int64 noise addresses (batch, tokens): `scope` forgets the position (sequence) or the text too (batch)."""
-        if scope not in self._rows:  # the same for all layers and samples of a forward pass
-            text = self.text if scope != "batch" else torch.zeros_like(self.text)
-            position = self.position if scope == "token" else torch.zeros_like(self.position)
-            self._rows[scope] = noise.fold(text, position)
-        return noise.fold(key, layer, sample, self._rows[scope])
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +217,9 @@ def use(model: nn.Module, mode: Mode) -> Iterator[None]:
 
     layers = adapted_layers(model)
     _check_names(layers, mode)
-    if mode != Mean() and any(layer.merged or layer.disable_adapters for layer in layers.values()):
+    if mode != Mean() and any(layer.merged for layer in layers.values()):
         raise UserError(
-            "the model's adapters are merged or disabled, so it would answer without the mode; call unmerge_adapter() "
-            "or enable_adapter_layers() first"
+            "the model's adapters are merged: it would answer without the mode; call unmerge_adapter() first"
         )
     if mode != Mean() and torch.is_grad_enabled():  # outside its mode a block would be recomputed as Mean()
         _check_checkpointing(model)

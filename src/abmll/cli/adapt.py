@@ -40,6 +40,7 @@ def adapt(
     from abmll.tasks.splits import draw_rows
 
     task = load_task(data, name=name)
+    folders.writable(output, start, data)
     folders.refuse_existing(output, overwrite)
     if shots is not None:
         draw_rows(task, shots=shots, query=0, seed=0)

@@ -51,7 +51,8 @@ def evaluate(
 
     chosen = number_list(seeds, "--seeds")
     tasks = load_suite(suite)
-    if not resume:
+    folders.writable(output, start, suite)
+    if not (resume and (output / folders.IDENTITY).is_file()):
         folders.refuse_existing(output, overwrite)
 
     loading(start)

@@ -34,6 +34,7 @@ def export(
 
     if adapter_folder_of(Path(adapter)) is None:
         raise UserError(f"{adapter} is no adapter or run folder; there is nothing to export")
+    folders.writable(output, adapter)
     folders.refuse_existing(output, overwrite)
 
     quiet()
@@ -46,4 +47,5 @@ def export(
         print(f"LoRA: {output}  (PeftModel.from_pretrained(model, {str(output)!r}))")
     else:
         export_merged(prior.model, output, prior.tokenizer, overwrite=overwrite)
-        print(f"model: {output}  (AutoModelForCausalLM.from_pretrained({str(output)!r}))")
+        auto = "AutoModel" if prior.config.scoring.name == "embedding" else "AutoModelForCausalLM"
+        print(f"model: {output}  ({auto}.from_pretrained({str(output)!r}))")

@@ -63,6 +63,7 @@ def metatrain(
     tasks = load_suite(suite)
     if not tasks.train:
         raise UserError(f"suite {suite!r} has no train tasks to learn from; put task files into its train part")
+    folders.writable(output, suite, Path(config.model.name) / "config.json")
     if resume is None:
         folders.refuse_existing(output, overwrite)
     elif facts.get("suite_hash") != suite_hash(tasks):

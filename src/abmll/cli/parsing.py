@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from abmll.cli import config_file
 from abmll.errors import UserError, unknown
 from abmll.experiment.config import RunConfig
+from abmll.settings import check_type
 
 Settings = dict[str, Any]
 """Settings that the user gave, nested as in RunConfig; what is not given is absent."""
@@ -40,6 +44,7 @@ def parse(module: ModuleType, name: str, about: str, argv: list[str]) -> dict[st
     A module that has settings names their groups in `GROUPS` and more short forms in `STEPS`. Raises UserError for
     whatever is wrong in `argv` or in a `--config` file.
     """
+    import yaml
     from jsonargparse import ArgumentError
 
     function = getattr(module, name)
@@ -47,14 +52,26 @@ def parse(module: ModuleType, name: str, about: str, argv: list[str]) -> dict[st
     short = _short_forms(groups, getattr(module, "STEPS", None))
     parser = _parser(function, name, about, groups, short)
     options = [s for action in parser._actions for s in action.option_strings]
+    known = [action.dest for action in parser._actions if action.dest not in ("config", "help", "print_config")]
+
+    def config(path: str) -> str:
+        values = config_file.read_options(Path(path), groups, short, known)
+        for odd in (key for key in values if key not in known):
+            raise _no_such_option(f"--{odd}", [*options, *short], "config key")
+        line: str = yaml.safe_dump(values, default_flow_style=True, width=math.inf)
+        return line
+
     try:
-        found = parser.parse_args(list(_expand(argv, short)))
+        found = parser.parse_args(list(_expand(argv, short, config)))
     except SystemExit:  # --help
         return None
     except ArgumentError as error:
         raise _explained(error, [*options, *short], function) from None
     values: dict[str, Any] = found.as_dict()
     values.pop("config", None)
+    for option, kind in {"threads": int, **get_type_hints(function)}.items():
+        if option in values:  # the parser lets a null, and any value of a flag, in a file pass
+            check_type(f"--{option}", values[option], kind)
     if _SETTINGS in inspect.signature(function).parameters:
         names = [f.name for f in fields(RunConfig)]
         values[_SETTINGS] = {key: values.pop(key) for key in names if key in values and key in groups}
@@ -67,20 +84,23 @@ def _short_forms(groups: tuple[str, ...], steps: str | None) -> dict[str, tuple[
     return {**found, **({"--steps": (steps,)} if steps else {})}
 
 
-def _expand(argv: list[str], short: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """Short forms written out: `--meta abmll` is `--meta.name abmll`."""
+def _expand(argv: list[str], short: Mapping[str, tuple[str, ...]], config: Callable[[str], str]) -> Iterator[str]:
+    """Short forms written out, `--meta abmll` is `--meta.name abmll`; and of a file what `config` makes of it."""
     arguments = iter(argv)
     for argument in arguments:
         option, equals, value = argument.partition("=")
         if option.startswith("--"):
             option = "--" + option[2:].replace("-", "_")  # --save-every is --save_every
-        if option not in short:
+        if option not in short and option != "--config":
             yield option + equals + value
             continue
         if not equals:
             value = next(arguments, "")
             if not value or (value.startswith("--")):
                 raise UserError(f"{option} needs a value")
+        if option == "--config":
+            yield f"--config={config(value)}"
+            continue
         for name in short[option]:
             yield f"--{name}={value}"
 
@@ -92,7 +112,7 @@ def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short
     parser = ArgumentParser(
         prog=f"abmll {name}", description=f"{about[0].upper()}{about[1:]}.", epilog=epilog, exit_on_error=False
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options.")
+    parser.add_argument("--config", action=ActionConfigFile, help=config_file.HELP)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the one process.")
     hints, texts = get_type_hints(function), _documented(function, "Args")
     for parameter in inspect.signature(function).parameters.values():
@@ -158,14 +178,13 @@ def _explained(error: Exception, options: list[str], function: Any) -> UserError
         odd = text.split("unrecognized arguments:")[1].split()
         first = next((word for word in odd if word.startswith("-")), odd[0]).partition("=")[0]
         return _no_such_option(first, options)
-    if match := re.search(r"does not accept option '([^']+)'|Option '([^']+)' is not accepted", text):
-        return _no_such_option(f"--{match[1] or match[2]}", options, "config key")
     if match := re.search(r'[Kk]ey "([^"]+)"[^\n]*\s*Expected an? (.+?)\. Got value: (.*)', text, re.S):
         option, expected, value = match[1], match[2], match[3].strip()
         if choices := re.findall(r"'([^']+)'", expected) if "Literal" in expected else []:
             return unknown(f"value of --{option}", value, choices)
-        kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected)
-        return UserError(f"--{option} takes a value of type {kind}, not {value!r}")
+        return _wrong_type(option, expected, value)
+    if match := re.search(r'[Kk]ey "([^"]+)".*?Subtypes: \[(.*?)\]\s*Errors:.*Given value: (.*)', text, re.S):
+        return _wrong_type(match[1], match[2].replace(", ", " or "), match[3].strip())
     if match := re.search(r"arguments? (?:is|are) required: (.+)", text):
         positional = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
         missing = [n.strip() for n in match[1].split(",")]
@@ -174,6 +193,11 @@ def _explained(error: Exception, options: list[str], function: Any) -> UserError
     if match := re.search(r'(?:[Kk]ey "config"[^\n]*?|Problems parsing config): *(.*)', text, re.S):
         return UserError(f"--config: {' '.join(match[1].split())}; give a YAML file of options")
     return UserError(" ".join(text.split()))
+
+
+def _wrong_type(option: str, kinds: str, value: str) -> UserError:
+    named = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kinds).replace("NoneType", "null")
+    return UserError(f"--{option} takes a value of type {named}, not {value!r}")
 
 
 def _no_such_option(name: str, options: list[str], kind: str = "option") -> UserError:

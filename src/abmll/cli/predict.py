@@ -42,6 +42,7 @@ def predict(
         batch_size: questions in one forward pass.
         overwrite: replace an output file that exists.
     """
+    from abmll.experiment import folders
     from abmll.experiment.config import from_dict, merge
     from abmll.experiment.facts import posterior_facts
     from abmll.tasks import load_questions
@@ -51,8 +52,12 @@ def predict(
         raise UserError(f"--samples {samples}; 0 (the mean) or more are needed")
     if batch_size < 1:
         raise UserError(f"--batch_size {batch_size}; at least 1 is needed")
-    if output is not None and output.exists() and not overwrite:
-        raise UserError(f"output file {output} exists; choose another, or replace it with --overwrite")
+    if output is not None:
+        folders.writable(output, adapter, input)
+        if output.exists() and not output.is_file():
+            raise UserError(f"output {output} is {'a folder' if output.is_dir() else 'no plain file'}; name a file")
+        if output.exists() and not overwrite:
+            raise UserError(f"output file {output} exists; choose another, or replace it with --overwrite")
     facts = posterior_facts(Path(adapter))
     questions = load_questions(input, options=facts.get("options"))
     base = merge(from_dict(facts["config"]).model, settings.get("model", {}))

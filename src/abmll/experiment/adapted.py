@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
 from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
@@ -17,7 +20,7 @@ from abmll.experiment.models import load_base
 from abmll.experiment.prior import Prior, check_examples
 from abmll.posterior import Posterior, PosteriorConfig, make_posterior
 from abmll.predict import Prediction, predict
-from abmll.tasks.task import Example, Task
+from abmll.tasks.task import Example, Task, examples_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +48,23 @@ class AdaptedTask:
 
     def predict(
         self,
-        questions: Sequence[Example | str],
+        questions: Task | Sequence[Example | str],
         *,
         samples: int | None = None,
         seed: int = 0,
         batch_size: int = 32,
     ) -> Prediction:
         """Answer questions; see `abmll.predict.predict`. Plain texts get the task's own options."""
-        examples = [self._example(q, row) for row, q in enumerate(questions, start=1)]
+        if batch_size < 1:
+            raise UserError(f"batch_size = {batch_size}; at least 1 is needed")
+        if isinstance(questions, Sequence) and not isinstance(questions, str):
+            questions = [self._example(q, row) for row, q in enumerate(questions, start=1)]
+        examples = examples_of(questions, "questions")
         check_examples(self.posterior.scorer, self.name, examples, labelled=False)
         return predict(self.posterior, examples, samples=samples, seed=seed, batch_size=batch_size)
 
-    def _example(self, question: Example | str, row: int) -> Example:
-        if isinstance(question, Example):
+    def _example(self, question: Any, row: int) -> Any:
+        if not isinstance(question, str):
             return question
         if self.options is None:
             raise UserError(
@@ -104,9 +111,17 @@ def adapt(
         config: settings of the fit and of prediction; None: those of the prior.
 
     Raises:
-        UserError: no example, one without an output, or settings that the adapter cannot carry.
+        UserError: an argument of another type, no example, one without an output, or settings that the adapter cannot
+            carry.
     """
-    examples = support.examples if isinstance(support, Task) else tuple(support)
+    if not isinstance(prior, Prior):
+        given = repr(prior) if isinstance(prior, str) else type(prior).__name__
+        raise UserError(f"{given} is no Prior; abmll.load_prior loads one, abmll.metatrain learns one")
+    if config is not None and not isinstance(config, PosteriorConfig):
+        raise UserError(
+            f"config is {type(config).__name__}; a PosteriorConfig is needed, such as RunConfig().posterior"
+        )
+    examples = examples_of(support, "support")
     name = name or (support.name if isinstance(support, Task) else "task")
     settings = replace(
         prior.config,
@@ -117,9 +132,9 @@ def adapt(
         raise UserError(f"task {name!r} has no labelled example to adapt to; give at least one, or posterior 'none'")
     check_examples(prior.scorer, name, examples)
     scorer = prior.scorer.showing(examples, settings.seed)
-    posterior = make_posterior(prior.model, scorer, settings.posterior, name)
-    losses = posterior.fit(examples, settings.seed)
+    posterior = make_posterior(prior.model, scorer, settings.posterior, name, prior.weight_prior)
     options = Task(name, examples).labels if examples else None
+    losses = posterior.fit(examples, settings.seed)
     return AdaptedTask(posterior, settings, options, prior.hash, tuple(losses))
 
 
@@ -134,7 +149,7 @@ def load(
 
     Args:
         folder: the posterior's folder.
-        model: the base model, loaded; None: it is loaded as `base` says.
+        model: the base model, loaded and without adapters: it gets this one; None: it is loaded as `base` says.
         tokenizer: of `model`.
         base: how to load the base model; None: as it was when the posterior was saved.
 
@@ -147,6 +162,12 @@ def load(
     config = config if base is None else replace(config, model=base)
     if model is None:
         model, tokenizer = load_base(config.model, config.scoring.name)
+    elif tokenizer is None:
+        raise UserError("load got a model without its tokenizer; give both, or leave both out")
+    elif any(isinstance(module, PeftModel | BaseTunerLayer) for module in model.modules()):
+        raise UserError(
+            "the model has an adapter, which this one would replace; give a bare base model, or leave it out"
+        )
     same_base(facts["base_model"], model, config.model, path)
     prior = Prior.of(adapter_folder.attach(model, path), tokenizer, config)
     shown = facts.get("shown") or {"pool": (), "seed": 0}

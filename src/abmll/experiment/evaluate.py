@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from abmll.experiment.cost import peak_memory, texts_read
 from abmll.experiment.paper import paper_arrays, wants_paper
-from abmll.experiment.stored import Outcome, cell_path, store
+from abmll.experiment.stored import Outcome, cell_path, readable, store
 from abmll.metrics import Cell
-from abmll.posterior import PosteriorConfig, make_posterior
+from abmll.posterior import PosteriorConfig, WeightPrior, make_posterior
 from abmll.predict import predict
 from abmll.scoring import Scorer
 from abmll.tasks.splits import draw_rows
@@ -37,23 +38,27 @@ def evaluate_task(
     protocol: Protocol,
     samples: Sequence[int],
     method: str = "",
+    weight_prior: WeightPrior | None = None,
 ) -> dict[int, Outcome]:
     """Adapt once, predict with every number of `samples` (0: the mean). Returns the outcome of each.
 
-    The model's default adapter is the start. Rows, batches, demonstrations (from the support) and noise are functions
-    of (protocol.seed, task name).
+    The model's default adapter is the start, `weight_prior` what has been learned about the weights around it. Rows,
+    batches, demonstrations (from the support) and noise are functions of (protocol.seed, task name).
     """
     rows = draw_rows(task, shots=protocol.shots, query=protocol.query, seed=protocol.seed)
     began = time.perf_counter()
-    posterior = make_posterior(model, scorer.showing(rows.support, protocol.seed), config, task.name)
-    losses = posterior.fit(rows.support, protocol.seed)
+    shown = scorer.showing(rows.support, protocol.seed)
+    posterior = make_posterior(model, shown, config, task.name, weight_prior)
+    with peak_memory(model) as fitting:
+        losses = posterior.fit(rows.support, protocol.seed)
     seconds_adapt = time.perf_counter() - began
     outcomes = {}
     texts = {text for e in (*rows.support, *rows.query) for text in (e.input, *e.options)}
     paper = paper_arrays(posterior, rows.query) if wants_paper(scorer) else None
     for S in samples:
         began = time.perf_counter()
-        prediction = predict(posterior, rows.query, samples=S, seed=protocol.seed)
+        with peak_memory(model) as predicting, texts_read(model) as read:
+            prediction = predict(posterior, rows.query, samples=S, seed=protocol.seed)
         cell = Cell(
             method=method,
             task=task.name,
@@ -66,11 +71,19 @@ def evaluate_task(
             rows=rows.query_rows,
         )
         seconds = time.perf_counter() - began
-        forwards = prediction.log_probs.shape[1]
         cut = len({(task.name, text) for text in texts} & scorer.truncated)
         crowded = len({(task.name, text) for text in texts} & posterior.scorer.crowded)
         outcomes[S] = Outcome(
-            cell, seconds_adapt, seconds, forwards, cut, tuple(losses), rows.query_missing, paper, crowded
+            cell,
+            seconds_adapt,
+            seconds,
+            read.count / len(rows.query),
+            cut,
+            tuple(losses),
+            rows.query_missing,
+            paper,
+            crowded,
+            max(fitting.bytes, predicting.bytes),
         )
     return outcomes
 
@@ -83,6 +96,7 @@ def evaluate(
     protocol: Protocol,
     folders: dict[int, Path],
     observe: Callable[[Task, dict[int, Outcome]], None] | None = None,
+    weight_prior: WeightPrior | None = None,
 ) -> None:
     """Evaluate all tasks, one stored cell after the other; what is stored already is not done again.
 
@@ -94,12 +108,13 @@ def evaluate(
         protocol: which rows.
         folders: for each number of samples, where its cells go.
         observe: called after every task that was done.
+        weight_prior: as in `evaluate_task`.
     """
     for task in tasks:
-        missing = [S for S, folder in folders.items() if not cell_path(folder, task.name, protocol.seed).is_file()]
+        missing = [S for S, folder in folders.items() if not readable(cell_path(folder, task.name, protocol.seed))]
         if not missing:
             continue
-        outcomes = evaluate_task(model, scorer, config, task, protocol, missing)
+        outcomes = evaluate_task(model, scorer, config, task, protocol, missing, weight_prior=weight_prior)
         for S, outcome in outcomes.items():
             store(folders[S], outcome)
         if observe is not None:

@@ -1,68 +1,28 @@
-"""Output folders: there whole or not at all, and never over something that is not abmll's own."""
+"""What lies in output folders, by name, and its JSON; how the folders come to be is `abmll.whole`."""
 
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from abmll.errors import UserError
 from abmll.tasks.files import write_whole
+from abmll.whole import IDENTITY as IDENTITY
+from abmll.whole import fresh_folder as fresh_folder
+from abmll.whole import refuse_existing as refuse_existing
+from abmll.whole import whole_folder as whole_folder
+from abmll.whole import writable as writable
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
 FACTS = "abmll.json"
 PRIOR = "prior"
 EXTRAS = "posterior.safetensors"  # what a posterior is beside its mean adapter
+WEIGHT_PRIOR = "weight_prior.safetensors"  # variances of a start's empirical prior (`experiment.empirical`)
 RESULT = "result.json"
 ADAPTER_CONFIG = "adapter_config.json"
-# One of these says that a folder was written by abmll or PEFT and may be replaced when --overwrite asks for it.
-_OURS = (CONFIG, FACTS, RESULT, ADAPTER_CONFIG, "identity.json")
-
-
-def refuse_existing(target: str | Path, overwrite: bool = False, remedy: str = "--overwrite") -> None:
-    """UserError if `target` is in the way: it exists and may not be replaced, or holds something that is not ours."""
-    path = Path(target)
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"output folder {path} exists; choose another, or replace it with {remedy}")
-    if not path.is_dir() or not any((path / name).is_file() for name in _OURS):
-        raise UserError(f"output folder {path} holds no abmll output, so it is not replaced; choose another")
-
-
-@contextmanager
-def whole_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside `target` that takes its name when the block ends, and is removed if the block fails."""
-    refuse_existing(target, overwrite)
-    path = Path(target)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        old = partial.with_name(partial.name + ".old")
-        if path.exists():
-            path.rename(old)  # a folder cannot be replaced by one that holds files
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def fresh_folder(target: str | Path, overwrite: bool = False) -> Path:
-    """An empty folder to write into bit by bit; what was there is removed only where `overwrite` allows it."""
-    refuse_existing(target, overwrite)
-    path = Path(target)
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
-    return path
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from abmll.errors import UserError
 from abmll.experiment.config import AdapterSettings, ModelConfig
+from abmll.experiment.facts import nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def device_of(config: ModelConfig) -> torch.device:
-    """The configured device; `auto` is the accelerator if there is one."""
+    """The configured device; `auto` is the accelerator if there is one. UserError for one that cannot be used."""
     if config.device != "auto":
-        return torch.device(config.device)
+        try:
+            device = torch.device(config.device)
+            torch.zeros(1, device=device).cpu()  # there is such a device, and it can be read
+        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise UserError(f"device {config.device!r} cannot be used ({reason}); name another, or 'auto'") from error
+        return device
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
 
@@ -32,7 +41,8 @@ def resolve(name: str) -> str:
             raise UserError(f"model folder {name!r} has no config.json; name a transformers model folder or a hub id")
         return str(Path(name))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model folder {name!r} does not exist; name an existing folder, a hub id, or 'mini'")
+        hint = nearest(name)
+        raise UserError(f"model folder {name!r} does not exist; {hint}name an existing folder, a hub id, or 'mini'")
     return name
 
 
@@ -51,21 +61,37 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     if config.quantize != "none":
         from transformers import BitsAndBytesConfig
 
+        if find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"quantize {config.quantize!r} needs bitsandbytes; pip install bitsandbytes, or leave it out"
+            )
         four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype}
         bits = BitsAndBytesConfig(**(four if config.quantize == "4bit" else {"load_in_8bit": True}))
         quantized = {"quantization_config": bits, "device_map": device}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
         model = loader.from_pretrained(folder, dtype=dtype, **quantized, **extra)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        model = model if quantized else model.to(device)
+    except torch.OutOfMemoryError as error:
         raise UserError(
-            f"model {config.name!r} could not be loaded ({first}); name a local folder, a hub id that is in the cache "
-            "or can be downloaded, or 'mini'"
+            f"model {config.name!r} does not fit into the memory of {device}; quantize it, or name a smaller one"
         ) from error
-    model = model if quantized else model.to(device)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise _not_loaded(config.name, str(error)) from error
     align(model)
     return model.requires_grad_(False).eval(), tokenizer
+
+
+def _not_loaded(name: str, reason: str) -> UserError:
+    reason = (reason.strip() or "no reason given").splitlines()[0]
+    if "ignore_mismatched_sizes" in reason:  # Transformers names an argument that users do not have
+        reason = "its weights do not have the sizes that its config.json says"
+    if name == "mini" or Path(name).exists():
+        return UserError(f"model folder {name!r} could not be loaded ({reason}); mend that, or name another model")
+    return UserError(
+        f"model {name!r} is no folder here and could not be loaded as a hub id ({reason}); {nearest(name, 'mini')}name "
+        "a local folder, a hub id that is in the cache or can be downloaded, or 'mini'"
+    )
 
 
 def align(model: Any) -> None:
@@ -94,7 +120,20 @@ def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> Any:
             if isinstance(error, UserError):
                 raise
             raise UserError(str(error).splitlines()[0]) from error
+    refuse_head(adapted, settings.latent)
     return adapted.eval()
+
+
+def refuse_head(model: Any, latent: str) -> None:
+    """UserError where the output layer is adapted by latent `output`, whose noise belongs to all tokens of a text."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = model.get_base_model().get_output_embeddings()
+    if latent == "output" and isinstance(head, BaseTunerLayer):
+        raise UserError(
+            "target_modules name the output layer, which is read at the answer's tokens alone: latent 'output' cannot "
+            "adapt it; leave it out, or use latent 'factor'"
+        )
 
 
 def enable_checkpointing(model: Any) -> None:

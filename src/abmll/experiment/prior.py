@@ -14,8 +14,9 @@ from abmll.experiment.config import RunConfig, check, default_preset, preset, re
 from abmll.experiment.identity import described, state_hash
 from abmll.experiment.models import enable_checkpointing
 from abmll.experiment.provenance import provenance
-from abmll.experiment.train import CHECKPOINT, Observer, train
+from abmll.experiment.train import CHECKPOINT, METRICS, Observer, train
 from abmll.meta import make_meta_learner
+from abmll.posterior import WeightPrior
 from abmll.scoring import Scorer, make_scorer
 from abmll.tasks.files import write_whole
 from abmll.tasks.task import Example, Task
@@ -30,33 +31,39 @@ class Prior:
         tokenizer: of the base model.
         config: the settings it was made with; those of `posterior` are the defaults of `abmll.adapt`.
         scorer: turns questions into batches for this model.
+        weight_prior: the empirical Gaussian over the weights (`experiment.empirical`), for posteriors that use one;
+            None where none was made.
     """
 
     model: Any
     tokenizer: Any
     config: RunConfig
     scorer: Scorer[Any]
+    weight_prior: WeightPrior | None = None
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, config: RunConfig) -> Prior:
+    def of(cls, model: Any, tokenizer: Any, config: RunConfig, weight_prior: WeightPrior | None = None) -> Prior:
         """The prior that an adapted model's default adapter is at this moment."""
         model.eval()
         config = described(model, config)
         if config.model.gradient_checkpointing:
             enable_checkpointing(model)  # after eval(), which would switch the blocks off again
         device = next(model.parameters()).device
-        return cls(model, tokenizer, config, make_scorer(tokenizer, config.scoring, device, config.context))
+        scorer = make_scorer(tokenizer, config.scoring, device, config.context)
+        return cls(model, tokenizer, config, scorer, weight_prior)
 
     @property
     def hash(self) -> str:
-        """A fingerprint of theta's tensors."""
-        return state_hash(state.read(self.model, state.PRIOR))
+        """A fingerprint of theta's tensors, and of the empirical prior's if there is one."""
+        learned = {} if self.weight_prior is None else self.weight_prior.variance
+        return state_hash(state.read(self.model, state.PRIOR) | {f"variance of {n}": t for n, t in learned.items()})
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write theta as a PEFT adapter folder with `abmll.json` and a model card; whole or not at all."""
         facts = {"kind": "prior", "prior_hash": self.hash}
         with folders.whole_folder(folder, overwrite) as partial:
             adapter_folder.write(partial, self.model, state.PRIOR, self.config, facts)
+            adapter_folder.write_weight_prior(partial, self.weight_prior)
         return Path(folder)
 
 
@@ -110,11 +117,11 @@ def metatrain(
     folder = None if output is None else Path(output)
     try:
         if folder is not None:
-            if not (resume and (folder / CHECKPOINT).is_file()):
-                begun = resume and (folder / folders.CONFIG).is_file()
-                _open_run(folder, prior.config, overwrite or begun, facts)
-            else:
+            if resume and (folder / CHECKPOINT).is_file():
                 _same_run(folder, prior.config)
+                folders.refuse_existing(folder / folders.PRIOR, overwrite=True)
+            else:
+                _open_run(folder, prior.config, resume, overwrite, facts)
         if learner is not None:
             train(learner, folder, save_every=save_every, resume=resume, observers=observers)
     finally:
@@ -150,8 +157,16 @@ def check_examples(scorer: Scorer[Any], task: str, examples: Sequence[Example], 
             raise UserError(f"task {task!r} row {row}: {error}") from None
 
 
-def _open_run(folder: Path, config: RunConfig, overwrite: bool, facts: dict[str, Any] | None) -> None:
-    folders.fresh_folder(folder, overwrite)
+def _open_run(folder: Path, config: RunConfig, resume: bool, overwrite: bool, facts: dict[str, Any] | None) -> None:
+    begun = resume and (folder / folders.CONFIG).is_file()
+    metrics = folder / METRICS
+    learned = (folder / folders.PRIOR).exists() or (metrics.is_file() and metrics.stat().st_size > 0)
+    if begun and learned and not overwrite:
+        raise UserError(
+            f"{folder / CHECKPOINT} is missing, so the run cannot go on; bring it back, or start anew with --overwrite "
+            "(overwrite=True in Python)"
+        )
+    folders.fresh_folder(folder, overwrite or begun)
     write_whole(folder / folders.CONFIG, to_yaml(config))
     folders.write_json(folder / folders.PROVENANCE, provenance({"config_hash": config.hash(), **(facts or {})}))
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.experiment import folders
+from abmll.experiment.config import RunConfig
 from abmll.experiment.evaluate import Protocol, evaluate
 from abmll.experiment.paper import paper_metrics
 from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
-from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper
+from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper, readable
 from abmll.metrics import Summary, summarise
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
@@ -62,23 +63,9 @@ def evaluate_suite(
     Raises:
         UserError: no test task, one with too few examples, or an `output` that is in the way.
     """
-    if not suite.test:
-        raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
-    if not seeds:
-        raise UserError("no seed to evaluate with; give at least one")
-    if shots == 0 and prior.config.posterior.name != "none":
-        raise UserError("0 shots are nothing to adapt to; give --shots, or posterior 'none'")
-    if shots == 0 and prior.scorer.shots:
-        raise UserError("0 shots are nothing to show in the prompts; give --shots, or --context.shots 0")
-    if query == 0:
-        raise UserError("0 query examples are nothing to score; give at least 1, or null for all that are left")
+    check_protocol(prior.config, suite, shots, query, seeds)
     for task in suite.test:
         check_examples(prior.scorer, task.name, task.examples)
-        rows = draw_rows(task, shots=shots, query=query, seed=seeds[0])
-        if not rows.query:
-            raise UserError(
-                f"task {task.name!r} has {len(task)} examples, of which {shots} are the support: none is left to score"
-            )
     samples = prior.config.posterior.samples
     identity = {
         "config_hash": prior.config.hash(),
@@ -90,7 +77,7 @@ def evaluate_suite(
     done = 0
     for seed in seeds:
         for task in suite.test:
-            stored = cell_path(folder, task.name, seed).is_file()
+            stored = readable(cell_path(folder, task.name, seed))
 
             def note(task: Task, outcomes: dict[int, Outcome], seed: int = seed, done: int = done) -> None:
                 if observe is not None:
@@ -98,10 +85,39 @@ def evaluate_suite(
 
             if not stored:
                 protocol = Protocol(shots, query, seed)
-                evaluate(prior.model, prior.scorer, prior.config.posterior, [task], protocol, {samples: folder}, note)
+                evaluate(
+                    prior.model,
+                    prior.scorer,
+                    prior.config.posterior,
+                    [task],
+                    protocol,
+                    {samples: folder},
+                    note,
+                    prior.weight_prior,
+                )
             done += 1
     name = method or f"{prior.config.meta.name} + {prior.config.posterior.name}"
     return _conclude(folder, prior, suite, identity, name, seeds)
+
+
+def check_protocol(config: RunConfig, suite: Suite, shots: int, query: int | None, seeds: Sequence[int]) -> None:
+    """UserError where these settings cannot be evaluated on the suite's test tasks with so many rows."""
+    if not suite.test:
+        raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
+    if not seeds:
+        raise UserError("no seed to evaluate with; give at least one")
+    if shots == 0 and config.posterior.name != "none":
+        raise UserError("0 shots are nothing to adapt to; give --shots, or posterior 'none'")
+    if shots == 0 and config.context.shots:
+        raise UserError("0 shots are nothing to show in the prompts; give --shots, or --context.shots 0")
+    if query == 0:
+        raise UserError("0 query examples are nothing to score; give at least 1, or null for all that are left")
+    for task in suite.test:
+        rows = draw_rows(task, shots=shots, query=query, seed=seeds[0])
+        if not rows.query:
+            raise UserError(
+                f"task {task.name!r} has {len(task)} examples, of which {shots} are the support: none is left to score"
+            )
 
 
 def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> Path:

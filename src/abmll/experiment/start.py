@@ -9,10 +9,10 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
-from abmll.experiment.config import RunConfig, check, default_config, from_dict, merge, preset
+from abmll.experiment.config import ModelConfig, RunConfig, check, default_config, from_dict, merge, preset
 from abmll.experiment.facts import adapter_folder_of, read_facts
 from abmll.experiment.identity import same_base
-from abmll.experiment.models import add_adapter, load_base
+from abmll.experiment.models import add_adapter, load_base, refuse_head
 from abmll.experiment.prior import Prior
 from abmll.meta.config import MetaConfig
 
@@ -57,25 +57,25 @@ def _ours(folder: Path, changes: Changes) -> Prior:
             raise UserError(f"the {part} of {folder} is as it was trained; leave out the --{part} settings that differ")
     base, tokenizer = load_base(config.model, config.scoring.name)
     same_base(facts["base_model"], base, config.model, folder)
-    return Prior.of(adapter_folder.attach(base, folder), tokenizer, config)
+    model = adapter_folder.attach(base, folder)
+    return Prior.of(model, tokenizer, config, adapter_folder.read_weight_prior(folder, model))
 
 
 def _foreign(folder: Path, changes: Changes) -> Prior:
     """A folder that PEFT wrote: of an ABMLL adapter, or of a LoRA that becomes the mean of one."""
-    from peft import PeftConfig
-
     from abmll.adapter.config import AbmllConfig
     from abmll.adapter.export import from_lora
 
-    peft = PeftConfig.from_pretrained(str(folder))
-    name = (changes.get("model") or {}).get("name") or peft.base_model_name_or_path
-    if not name:
+    peft = adapter_folder.read_config(folder)
+    named = RunConfig(model=ModelConfig(name=peft.base_model_name_or_path or ""), meta=MetaConfig("none"))
+    config = merge(named, changes)
+    if not config.model.name:
         raise UserError(f"{folder} does not say its base model; name it with --model")
-    config = merge(merge(RunConfig(meta=replace(RunConfig().meta, name="none")), {"model": {"name": name}}), changes)
     base, tokenizer = load_base(config.model, config.scoring.name)
     if isinstance(peft, AbmllConfig):
         return Prior.of(adapter_folder.attach(base, folder), tokenizer, config)
     check(config)
+    adapter_folder.fitting_names(base, folder)
     settings = asdict(config.adapter)
     del settings["r"], settings["lora_alpha"], settings["target_modules"]  # the LoRA's own
     try:
@@ -83,5 +83,8 @@ def _foreign(folder: Path, changes: Changes) -> Prior:
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        raise UserError(f"{folder} was trained on another base model than {name!r}; name it with --model") from error
+        raise UserError(
+            f"{folder} was trained on another base model than {config.model.name!r}; name it with --model"
+        ) from error
+    refuse_head(model, config.adapter.latent)
     return Prior.of(model, tokenizer, config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from abmll.errors import UserError
 from abmll.metrics import Cell
+from abmll.whole import beside
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -25,23 +28,25 @@ class Outcome:
     Attributes:
         cell: log-probabilities and labels.
         seconds_adapt, seconds_predict: wall-clock.
-        forwards: forward passes a prediction takes (draws).
+        forwards: texts that pass through the model for one question, all draws counted.
         truncated: texts that lost their end.
         losses: of the adaptation steps, nats summed over the batch.
         query_missing: query rows that the task could not give.
         paper: the paper's own arrays (`paper.paper_arrays`), where the run is scored as the paper scores.
         crowded: questions whose prompt had no room for every demonstration.
+        peak_memory: bytes (`cost.peak_memory`), of adaptation or prediction, whichever took more.
     """
 
     cell: Cell
     seconds_adapt: float
     seconds_predict: float
-    forwards: int
+    forwards: float
     truncated: int
     losses: tuple[float, ...]
     query_missing: int = 0
     paper: Arrays | None = None
     crowded: int = 0
+    peak_memory: int = 0
 
 
 def cell_path(folder: Path, task: str, seed: int) -> Path:
@@ -63,13 +68,14 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "token_noise": c.token_noise,
         "seconds_adapt": round(outcome.seconds_adapt, 4),
         "seconds_predict": round(outcome.seconds_predict, 4),
-        "forwards": outcome.forwards,
+        "forwards": round(outcome.forwards, 3),
+        "peak_memory_bytes": outcome.peak_memory,
         "truncated": outcome.truncated,
         "losses": outcome.losses,
         "query_missing": outcome.query_missing,
         "crowded": outcome.crowded,
     }
-    temporary = path.with_suffix(".tmp.npz")
+    temporary = beside(path)
     arrays: dict[str, Any] = {
         "log_probs": np.asarray(c.log_probs, dtype=np.float32),
         "labels": np.asarray(c.labels, dtype=np.int64),
@@ -77,9 +83,19 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "facts": np.array(json.dumps(facts)),
         **{f"paper_{name}": array for name, array in (outcome.paper or {}).items()},
     }
-    np.savez_compressed(temporary, **arrays)
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     os.replace(temporary, path)
     return path
+
+
+def readable(path: Path) -> bool:
+    """Whether a cell is stored there, every byte of it; one that is not has to be made (again)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None and "facts.npy" in archive.namelist()
+    except (FileNotFoundError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def load_paper(folder: Path, cells: Collection[tuple[str, int]]) -> list[tuple[Arrays, NDArray[Any]]]:
@@ -99,6 +115,8 @@ def load_cells(folder: Path, method: str) -> Iterator[tuple[Cell, dict[str, Any]
     if not paths:
         raise UserError(f"{folder} holds no stored predictions (cells/*.npz); run `abmll evaluate` into it first")
     for path in paths:
+        if not readable(path):
+            raise UserError(f"stored predictions {path} are damaged; make them again with `abmll evaluate --resume`")
         with np.load(path, allow_pickle=False) as data:
             facts: dict[str, Any] = json.loads(str(data["facts"]))
             cell = Cell(

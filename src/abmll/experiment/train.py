@@ -8,12 +8,13 @@ import pickle
 import signal
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -83,9 +84,7 @@ def train(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         if resume and (output / CHECKPOINT).is_file():
-            saved = _read(output / CHECKPOINT)
-            learner.load_state_dict(saved["learner"])
-            start, seconds, tokens = saved["step"], saved["seconds"], saved["tokens"]
+            start, seconds, tokens = _restore(output / CHECKPOINT, learner)
         else:
             _save(output, learner, 0, 0.0, 0)
         _trim(output / METRICS, start)
@@ -140,12 +139,26 @@ def _save(output: Path, learner: MetaLearner, step: int, seconds: float, tokens:
     os.replace(temporary, output / CHECKPOINT)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _restore(path: Path, learner: MetaLearner) -> tuple[int, float, int]:
+    """Put the learner where the checkpoint was written; steps, seconds and tokens so far.
+
+    UserError for a file that is damaged or holds something else. Its every byte is checked first: torch would take
+    changed numbers, and has much to say about files of other kinds.
+    """
+    anew = "start the run anew with --overwrite"
     try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}); start the run anew") from error
-    return saved
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error):
+        whole = False
+    if not whole:
+        raise UserError(f"checkpoint {path} is damaged; {anew}")
+    try:
+        saved = torch.load(path, weights_only=True)
+        learner.load_state_dict(saved["learner"])
+        return int(saved["step"]), float(saved["seconds"]), int(saved["tokens"])
+    except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {path} holds no state of this run; {anew}") from error
 
 
 def _log(path: Path, progress: Progress) -> None:
@@ -156,6 +169,10 @@ def _log(path: Path, progress: Progress) -> None:
 
 def _trim(path: Path, steps: int) -> None:
     """Drop logged steps that the checkpoint does not know: they are about to be taken again."""
-    if path.is_file():
+    if not path.is_file():
+        return
+    try:
         lines = path.read_text(encoding="utf-8").splitlines()[:steps]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged (it is not UTF-8); move it away, the run can go on without it") from None
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from abmll.errors import UserError, unknown
+from abmll.settings import check_number, check_types
 
 META = ("none", "abmll", "reptile", "maml", "multitask", "sequential")
 
@@ -62,17 +63,20 @@ class MetaConfig:
 
     def __post_init__(self) -> None:
         if self.name not in META:
-            raise unknown("meta-learner", self.name, META)
-        for name, least in (("episodes", 0), ("inner_steps", 1), ("batch_size", 1), ("tasks_per_step", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"meta-training's {name} = {getattr(self, name)}; at least {least} is needed")
+            raise unknown("meta-learner", str(self.name), META)
+        check_types(self, "meta")
+        for name in ("inner_steps", "batch_size", "tasks_per_step"):
+            check_number(f"meta-training's {name}", getattr(self, name), least=1)
         for name in ("inner_lr", "outer_lr", "step_size", "rate"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"meta-training's {name} = {getattr(self, name)}; a positive number is needed")
+            check_number(f"meta-training's {name}", getattr(self, name), positive=True)
+        for name in ("episodes", "beta"):
+            check_number(f"meta-training's {name}", getattr(self, name), least=0)
+        if self.gamma is not None:
+            check_number("meta-training's gamma", self.gamma, least=0)
+        if self.examples_per_task is not None:
+            check_number("meta-training's examples_per_task", self.examples_per_task, least=1)
         if self.maml_order not in (1, 2):
             raise UserError(f"meta-training's maml_order = {self.maml_order}; 1 or 2 is needed")
-        if self.beta < 0 or (self.gamma is not None and self.gamma < 0):
-            raise UserError(f"beta = {self.beta} and gamma = {self.gamma}; they must not be negative")
 
     def refuse_unused(self, used: Collection[str]) -> None:
         """UserError for a setting that was changed although the learner does not use it."""

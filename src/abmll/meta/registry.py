@@ -18,6 +18,11 @@ from abmll.tasks.task import Task
 _REGISTRY: dict[str, type[MetaLearner]] = {m.name: m for m in (Abmll, Reptile, Maml, Multitask, Sequential)}
 
 
+def used_settings(name: str) -> frozenset[str]:
+    """The settings of MetaConfig that this learner reads beside the common ones; none where nothing is learned."""
+    return _REGISTRY[name].uses if name in _REGISTRY else frozenset()
+
+
 def make_meta_learner(
     model: Any, scorer: Scorer[Any], tasks: Sequence[Task], config: MetaConfig, seed: int
 ) -> MetaLearner:

@@ -31,7 +31,7 @@ from abmll.tasks.task import Example
 
 if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
-    from abmll.adapter.modes import Tokens
+    from abmll.adapter.tokens import Tokens
 
 _WARMUP = 0.06  # of all steps, `paper`
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from abmll.errors import UserError, unknown
+from abmll.errors import unknown
 from abmll.posterior.settings import Blob, Dropout, Ensemble, Inducing, Laplace, Swag, Tfb
+from abmll.settings import check_number, check_types
 
 Name = Literal[
     "none", "point", "map", "variational", "laplace", "blob", "swag", "inducing", "tfb", "dropout", "ensemble"
 ]
 POSTERIORS = Name.__args__  # type: ignore[attr-defined]
+USE_WEIGHT_PRIOR = ("map", "laplace", "blob")  # those that a Gaussian over the weights around the start can serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,9 @@ class PosteriorConfig:
 
     def __post_init__(self) -> None:
         if self.name not in POSTERIORS:
-            raise unknown("posterior", self.name, POSTERIORS)
-        for name, least in (("steps", 0), ("batch_size", 1), ("samples", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"adaptation's {name} = {getattr(self, name)}; at least {least} is needed")
-        if self.lr <= 0 or self.beta < 0 or self.prior_variance <= 0:
-            raise UserError(
-                f"adaptation's lr = {self.lr}, beta = {self.beta} and prior_variance = {self.prior_variance}; "
-                "lr > 0, beta >= 0 and prior_variance > 0 are needed"
-            )
+            raise unknown("posterior", str(self.name), POSTERIORS)
+        check_types(self, "posterior")
+        for name, least in (("steps", 0), ("batch_size", 1), ("samples", 0), ("beta", 0)):
+            check_number(f"adaptation's {name}", getattr(self, name), least=least)
+        check_number("adaptation's lr", self.lr, positive=True)
+        check_number("adaptation's prior_variance", self.prior_variance, positive=True)

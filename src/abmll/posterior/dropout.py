@@ -26,7 +26,7 @@ from abmll.scoring import Batch
 
 if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
-    from abmll.adapter.modes import Tokens
+    from abmll.adapter.tokens import Tokens
 
 
 def mask(z: Tensor, p: float) -> Tensor:

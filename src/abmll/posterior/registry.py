@@ -23,6 +23,13 @@ _REGISTRY: dict[str, type[Posterior]] = {
 }
 
 
+def check_posterior(config: PosteriorConfig, latent: str) -> None:
+    """UserError where an adapter of this latent cannot carry the posterior; no model is needed to ask."""
+    from abmll.adapter.latents import LATENTS
+
+    _REGISTRY[config.name].check(config, LATENTS[latent])
+
+
 def make_posterior(
     model: Any, scorer: Scorer[Any], config: PosteriorConfig, task: str, weight_prior: WeightPrior | None = None
 ) -> Posterior:

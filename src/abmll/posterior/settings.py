@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from abmll.errors import UserError
+from abmll.settings import check_number, check_types
 
 
 def _need(settings: Any, **least: float) -> None:
-    """UserError for a setting below its least value."""
+    """UserError for a setting of another type, or below its least value."""
+    group = f"posterior.{type(settings).__name__.lower()}"
+    check_types(settings, group)
     for name, value in least.items():
-        if getattr(settings, name) < value:
-            kind = type(settings).__name__.lower()
-            raise UserError(f"posterior {kind}'s {name} = {getattr(settings, name)}; at least {value} is needed")
+        check_number(f"{group}.{name}", getattr(settings, name), least=value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from abmll.errors import UserError, unknown
+from abmll.settings import check_number, check_types
 
 SCORINGS = ("letters", "options", "embedding")
 
@@ -54,6 +55,8 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         if self.name not in SCORINGS:
             raise unknown("scoring", self.name, SCORINGS)
+        check_types(self, "scoring")
+        check_number("scoring.scale", self.scale, positive=True)
         if self.max_length < 8:
             raise UserError(f"max_length {self.max_length} leaves no room for a question; at least 8 tokens are needed")
         if self.header_tokens and not self.full_vocabulary:

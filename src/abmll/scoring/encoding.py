@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from abmll.adapter.modes import Tokens
+from abmll.adapter.tokens import Tokens
 from abmll.hashing import stable_hash
 
 

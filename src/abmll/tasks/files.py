@@ -16,8 +16,10 @@ from typing import Any
 from abmll.errors import UserError
 from abmll.tasks.rows import example_from, question_from, quoted
 from abmll.tasks.task import Example, Task
+from abmll.whole import beside
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+_LARGEST_CELL = 2**31 - 1  # characters; csv's own 131072 refuses long documents
 Located = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -53,11 +55,12 @@ def read_rows(path: Path) -> Located:
 
     Raises UserError for a file that is missing, empty, of an unknown kind or broken.
     """
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'!r}; a task file ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; a file with rows is needed")
-    reader = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
+    reader = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[suffix]
     empty = True
     try:
         for located in reader(path):
@@ -77,9 +80,12 @@ def _read_jsonl(path: Path) -> Located:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also a number of too many digits, and too deep a nesting
+                reason = str(error)
+                if isinstance(error, json.JSONDecodeError):
+                    reason = f"{error.msg} at character {error.pos + 1}"
                 raise UserError(
-                    f"{where} is not JSON ({error.msg} at character {error.pos + 1}); "
+                    f"{where} is not JSON ({reason}); "
                     'write one object a line, such as {"input": "...", "options": ["yes", "no"], "output": "yes"}'
                 ) from None
             if not isinstance(row, dict):
@@ -90,6 +96,7 @@ def _read_jsonl(path: Path) -> Located:
 
 
 def _read_csv(path: Path) -> Located:
+    csv.field_size_limit(_LARGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         header = reader.fieldnames or []
@@ -115,7 +122,7 @@ def _read_parquet(path: Path) -> Located:
             for row in batch:
                 number += 1
                 yield f"{path} row {number}", row
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # the latter where a page is damaged
         raise UserError(f"{path} is not a Parquet file ({str(error).splitlines()[0]}); write it again") from None
 
 
@@ -183,9 +190,13 @@ def write_jsonl(path: str | os.PathLike[str], task: Task) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a half; parents are made."""
+    """Write a text file so that a reader sees the old content or the new, never a half; parents are made.
+
+    Where `path` is a symlink, the file it leads to is written.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = beside(path)
     try:
         partial.write_text(text, encoding="utf-8", newline="\n")
         os.replace(partial, path)

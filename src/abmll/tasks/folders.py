@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ def load_suite_path(path: Path, name: str | None = None) -> Suite:
     if (path.parent / INDEX).is_file() and path.name in _read_index(path.parent):
         return _from_index(path.parent, path.name)
     if any((path / part).is_dir() for part in PARTS):
-        return _suite(path, {part: [load_task(file) for file in _task_files(path / part)] for part in PARTS})
-    return _suite(path, {"train": [load_task(file) for file in _task_files(path)]})
+        return _from_files(path, {part: _task_files(path / part) for part in PARTS})
+    return _from_files(path, {"train": _task_files(path)})
 
 
 def save_suite(suite: Suite, root: str | os.PathLike[str]) -> Path:
@@ -114,6 +114,11 @@ def _built_in(name: str) -> Suite:
     return _from_index(root, name)
 
 
+def _from_files(path: Path, parts: Mapping[str, list[Path]]) -> Suite:
+    loaded = {part: [load_task(file) for file in files] for part, files in parts.items()}
+    return _suite(path, loaded, [file for files in parts.values() for file in files])
+
+
 def _from_index(root: Path, name: str | None) -> Suite:
     index = _read_index(root)
     if name is None:
@@ -126,24 +131,28 @@ def _from_index(root: Path, name: str | None) -> Suite:
         raise unknown(f"suite in {root / INDEX}", name, index)
     entry = index[name]
     where = f"{root / INDEX}, suite {name!r}"
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(part, []), list) for part in PARTS):
+    parts: dict[str, Any] = {part: entry.get(part, []) for part in PARTS} if isinstance(entry, dict) else {"": None}
+    if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in parts.values()):
         raise UserError(f'{where} is not {{"train": [names], "test": [names]}}; write it so')
-    twice = set(entry.get("train", [])) & set(entry.get("test", []))
+    sources = entry.get("source", {})
+    if not isinstance(sources, dict) or not all(isinstance(facts, dict) for facts in sources.values()):
+        raise UserError(f'{where}: "source" is not {{task: {{fact: value}}}}; write it so, or leave it out')
+    twice = set(parts["train"]) & set(parts["test"])
     if twice:
         raise UserError(f"{where}: {quoted(sorted(twice))} in train and in test; take it out of one of them")
-    sources = entry.get("source", {})
-    loaded = {
-        part: [_indexed_task(root / name, task, sources.get(task, {})) for task in entry.get(part, [])]
-        for part in PARTS
-    }
-    return _suite(root / name, loaded)
+    files = {(file.stem, file.suffix.lower()): file for file in _task_files(root / name)}
+    paths: dict[str, Path] = {}
+    for task in (task for names in parts.values() for task in names):
+        kinds = [suffix for suffix in SUFFIXES if (file_stem(task), suffix) in files]
+        if not kinds:
+            missing = root / name / f"{task}{SUFFIXES[0]}"
+            raise UserError(f"{root / INDEX} lists task {task!r} but {missing} is missing; add the file")
+        paths[task] = files[task, kinds[0]]
+    loaded = {part: [_indexed_task(paths[t], t, sources.get(t, {})) for t in names] for part, names in parts.items()}
+    return _suite(root / name, loaded, paths.values())
 
 
-def _indexed_task(folder: Path, name: str, metadata: Mapping[str, Any]) -> Task:
-    candidates = [folder / f"{file_stem(name)}{suffix}" for suffix in SUFFIXES]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        raise UserError(f"{folder.parent / INDEX} lists task {name!r} but {candidates[0]} is missing; add the file")
+def _indexed_task(path: Path, name: str, metadata: Mapping[str, Any]) -> Task:
     task = load_task(path)
     if task.name != name:
         raise UserError(f"{path} says its task is {task.name!r}; name it {name!r} as the file and {INDEX} do")
@@ -154,7 +163,7 @@ def _read_index(root: Path) -> dict[str, Any]:
     path = root / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write it again") from None
     if not isinstance(index, dict):
         raise UserError(f'{path} is not an object of suites; write it as {{"name": {{"train": [...], "test": [...]}}}}')
@@ -164,16 +173,24 @@ def _read_index(root: Path) -> dict[str, Any]:
 def _task_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
-def _suite(path: Path, parts: Mapping[str, list[Task]]) -> Suite:
+def _unread(folder: Path, read: Collection[Path]) -> tuple[str, ...]:
+    """What lies in the suite's folders beside the files that were read, hidden files left out; a folder ends in "/"."""
+    holders = {folder, *(file.parent for file in read)}
+    known = {*holders, *read}
+    others = [p for holder in holders for p in holder.iterdir() if p not in known and not p.name.startswith(".")]
+    return tuple(sorted(p.relative_to(folder).as_posix() + "/" * p.is_dir() for p in others))
+
+
+def _suite(path: Path, parts: Mapping[str, list[Task]], read: Collection[Path]) -> Suite:
     if not any(parts.values()):
         raise UserError(
             f"{path} has no task files; put one file a task ({', '.join(SUFFIXES)}) into it, or into train/ and test/"
         )
     train, validation, test = (tuple(parts.get(part, ())) for part in PARTS)
     try:
-        return Suite(path.resolve().name, train=train, validation=validation, test=test)
+        return Suite(path.resolve().name, train=train, validation=validation, test=test, unread=_unread(path, read))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -7,7 +7,6 @@ a mapping, rows without a label, duplicates, rows over a limit) is counted in `s
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from abmll.tasks.folders import enter_suite, file_stem, index_entry
 from abmll.tasks.mapping import NoExampleError, example_of
 from abmll.tasks.rows import quoted
 from abmll.tasks.task import Example, Suite, Task
+from abmll.whole import refuse_existing, whole_folder
 
 PARQUET_BRANCH = "refs/convert/parquet"
 LoadDataset = Callable[..., Any]
@@ -67,8 +67,8 @@ def fetch_suite(
             respects HF_HUB_OFFLINE.
 
     Raises:
-        UserError: an unknown suite, one that is there already, one without a single mapped task, or a task that could
-            not be loaded.
+        UserError: an unknown suite, one that is there already, a folder with other files in it, a suite without a
+            single mapped task, or a task that could not be loaded.
     """
     if name == EMBEDDED:
         raise UserError(f"suite {EMBEDDED!r} is generated, there is nothing to fetch; use it as it is")
@@ -77,6 +77,8 @@ def fetch_suite(
     folder = root / name
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} is there already; use it, or fetch it again with --overwrite")
+    files = [f"{file_stem(task)}.jsonl" for task in (*entry.train, *entry.test)]
+    refuse_existing(folder, overwrite, names=files)
     wanted = [task for task in (*entry.train, *entry.test) if task_mapping(task) is not None]
     unmapped = {task: why_unmapped(task) for task in (*entry.train, *entry.test) if task_mapping(task) is None}
     if not wanted:
@@ -87,7 +89,11 @@ def fetch_suite(
     if failed and (not allow_missing or not tasks):
         raise _could_not_load(name, failed, len(wanted))
     suite = _suite_of(entry, tasks)
-    _put(root, suite, {"unmapped": unmapped, "failed": failed, "dropped": dict(entry.dropped), "note": entry.note})
+    facts = {"unmapped": unmapped, "failed": failed, "dropped": dict(entry.dropped), "note": entry.note}
+    with whole_folder(folder, overwrite, files) as partial:
+        for task in suite.tasks:
+            write_jsonl(partial / f"{file_stem(task.name)}.jsonl", task)
+    enter_suite(root, name, {**index_entry(suite), **{key: value for key, value in facts.items() if value}})
     return Fetched(folder, suite, unmapped, failed)
 
 
@@ -186,19 +192,3 @@ def _could_not_load(name: str, failed: Mapping[str, str], wanted: int) -> UserEr
 def _suite_of(entry: SuiteEntry, tasks: Mapping[str, Task]) -> Suite:
     train, test = (tuple(tasks[name] for name in part if name in tasks) for part in (entry.train, entry.test))
     return Suite(entry.name, train=train, test=test)
-
-
-def _put(root: Path, suite: Suite, facts: Mapping[str, Any]) -> None:
-    """Write the suite beside its place, then move it there; an interrupted fetch leaves what was there before."""
-    folder = root / suite.name
-    partial, old = (root / f".{suite.name}.{os.getpid()}.{kind}" for kind in ("partial", "old"))
-    try:
-        for task in suite.tasks:
-            write_jsonl(partial / f"{file_stem(task.name)}.jsonl", task)
-        if folder.exists():
-            os.replace(folder, old)  # a folder cannot be replaced by one that holds files
-        os.replace(partial, folder)
-    finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
-    enter_suite(root, suite.name, {**index_entry(suite), **{key: value for key, value in facts.items() if value}})

@@ -12,6 +12,7 @@ from abmll.tasks.task import Example, Suite, Task
 
 FEW_ROWS = 20
 LOPSIDED = 0.95
+SHOWN = 10
 Key = tuple[str, frozenset[str]]
 
 
@@ -52,12 +53,15 @@ def describe(suite: Suite) -> list[TaskFacts]:
 def check(suite: Suite) -> list[Finding]:
     """Findings, the suite's first, then task by task; an empty list is a clean bill.
 
-    Looks for: an empty train or test part; inputs with their options that are both in a test task and in a task that
-    is learned from; rows that occur twice in a task, with one output or with two; rows without output or input; fewer
-    than 20 rows; a task with one label, or one label on more than 95 % of rows; options that are never right; the
-    right option always in one place; more options than letters.
+    Looks for: an empty train or test part; files and folders beside the suite's own; inputs with their options that
+    are both in a test task and in a task that is learned from; rows that occur twice in a task, with one output or with
+    two; rows without output or input; fewer than 20 rows; a task with one label, or one label on more than 95 % of
+    rows; options that are never right; the right option always in one place; more options than letters.
     """
     found = [Finding(None, f"no {part} tasks") for part, tasks in _parts(suite) if part != "validation" and not tasks]
+    if suite.unread:
+        shown, more = ", ".join(suite.unread[:SHOWN]), len(suite.unread) - SHOWN
+        found.append(Finding(None, f"not read: {shown}" + (f" and {more} more" if more > 0 else "")))
     return found + leaks(suite) + [Finding(task.name, text) for task in suite.tasks for text in _task_findings(task)]
 
 

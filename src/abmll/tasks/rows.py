@@ -45,7 +45,7 @@ def options_from(value: Any, where: str) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise UserError(f'{where}: options {value[:60]!r} is not a JSON list; write it as ["yes", "no"]') from None
     if isinstance(value, Mapping) or not hasattr(value, "__iter__"):
         raise UserError(f'{where}: options {value!r} is not a list; write it as ["yes", "no"]')

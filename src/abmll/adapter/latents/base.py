@@ -10,7 +10,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from abmll.adapter.config import AbmllConfig
     from abmll.adapter.layer import AbmllLayer
-    from abmll.adapter.modes import Sample, Tokens, Variational
+    from abmll.adapter.modes import Sample, Variational
+    from abmll.adapter.tokens import Tokens
 
 
 class Latent(ABC):

@@ -10,7 +10,8 @@ from abmll.adapter.latents.base import Latent
 
 if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
-    from abmll.adapter.modes import Sample, Tokens, Variational
+    from abmll.adapter.modes import Sample, Variational
+    from abmll.adapter.tokens import Tokens
 
 
 class Point(Latent):

@@ -1,0 +1,193 @@
+"""What the names of `abmll compare --methods` mean, and the budgets that are equal for all of them; no model here.
+
+PRESET                 a published system: lora, reptile, abmll ...
+START+POSTERIOR        the start of a preset (or what a meta-learner learns) under any posterior: reptile+laplace
+...+empirical          with the empirical prior over the weights of that start (`experiment.empirical`)
+...+temperature        with a temperature learned on the validation tasks (`abmll.calibration`)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+from abmll.errors import UserError, unknown
+from abmll.experiment.config import PRESETS, RunConfig, check, default_preset, merge, preset
+from abmll.meta.config import META, MetaConfig
+from abmll.posterior.config import POSTERIORS, USE_WEIGHT_PRIOR
+
+EMPIRICAL, TEMPERATURE = "empirical", "temperature"
+# Settings that `--methods` decides, and those that make a budget: equal for all methods that have them.
+_NAMED = (("meta", "name"), ("posterior", "name"))
+_LEARNING = ("episodes", "inner_steps", "batch_size", "examples_per_task")
+_FITTING = ("steps", "batch_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the grid.
+
+    Attributes:
+        name: as it was given; also its folder's name.
+        config: its settings, those of the first seed.
+        empirical: whether its posterior gets the start's empirical prior.
+        temperature: whether its predictions are those of `fitted` at a learned temperature.
+    """
+
+    name: str
+    config: RunConfig
+    empirical: bool = False
+    temperature: bool = False
+
+    @property
+    def fitted(self) -> Method:
+        """The method whose cells are computed: itself, or itself without a temperature."""
+        return replace(self, name=_fitted(self.name), temperature=False)
+
+    def start(self, seed: int) -> RunConfig:
+        """The settings that its start depends on, the others at their defaults."""
+        shown = self.config.context if self.config.meta.in_context else RunConfig().context
+        return replace(self.config, context=shown, posterior=RunConfig().posterior, seed=seed)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of JSON values: names a folder by its content."""
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def methods_of(
+    names: Sequence[str], shared: Mapping[str, Any] | None = None, own: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Method, ...]:
+    """The methods, every combination checked.
+
+    Args:
+        names: see above, each once.
+        shared: settings of all methods, nested as in RunConfig. A method whose learner does not read one of `meta`
+            goes without it; one that no method reads is refused.
+        own: by a method's name (without `+temperature`), settings of it alone, over the shared ones: such as the rates
+            that validation tasks chose.
+
+    Raises:
+        UserError: an unknown name (with the nearest one), a combination that cannot work, or a setting that no method
+            reads.
+    """
+    if not names:
+        raise UserError("no method to compare; name at least one, such as lora,abmll")
+    if len(set(names)) != len(names):
+        raise UserError(f"method {next(n for n in names if names.count(n) > 1)!r} is named twice; each once is needed")
+    shared, own = shared or {}, own or {}
+    for group, key in _NAMED:
+        if key in (shared.get(group) or {}):
+            raise UserError(f"--{group} is part of a method's name here, such as reptile+laplace; leave it out")
+    made = [_parsed(name) for name in names]
+    for name in own:
+        if name not in (known := {_fitted(n) for n in names}):
+            raise unknown("method with settings of its own", name, known)
+    read: set[str] = set()
+    done = []
+    for method in made:
+        config = merge(method.config, {k: v for k, v in shared.items() if k != "meta"})
+        common = _readable(config.meta, shared.get("meta") or {})
+        read |= set(common)
+        config = merge(merge(config, {"meta": common}), own.get(_fitted(method.name), {}))
+        if config.meta.name == "none":
+            config = replace(config, meta=MetaConfig("none"))  # nothing is learned: its settings say nothing
+        done.append(_possible(replace(method, config=config)))
+    unread = sorted(set(shared.get("meta") or {}) - read)
+    if unread:
+        raise UserError(f"--meta.{unread[0]} is read by none of the methods {', '.join(names)}; leave it out")
+    return tuple(done)
+
+
+def _parsed(name: str) -> Method:
+    """The method without the user's settings."""
+    first, *rest = name.split("+")
+    extras = {EMPIRICAL: False, TEMPERATURE: False}
+    while rest and rest[-1] in extras and not extras[rest[-1]]:
+        extras[rest.pop()] = True
+    if first not in PRESETS and first not in META:
+        raise unknown("method", first, [*PRESETS, *META])
+    config = preset(first if first in PRESETS else default_preset(first))
+    for posterior in rest[:1]:
+        if posterior not in POSTERIORS:
+            raise unknown(f"posterior of method {name!r}", posterior, [*POSTERIORS, *extras])
+        config = merge(config, {"posterior": {"name": posterior}})
+    if rest[1:]:
+        raise UserError(f"method {name!r} has more than one posterior ({', '.join(rest)}); one is needed")
+    if name.endswith(f"+{TEMPERATURE}+{EMPIRICAL}"):
+        raise UserError(f"method {name!r}: '+{TEMPERATURE}' comes last; swap the two")
+    return Method(name, config, extras[EMPIRICAL], extras[TEMPERATURE])
+
+
+def _fitted(name: str) -> str:
+    return name.removesuffix(f"+{TEMPERATURE}")
+
+
+def _readable(meta: MetaConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the changes that the learner reads."""
+    from abmll.meta.registry import used_settings
+
+    used, kept = used_settings(meta.name), {}
+    for key in changes:
+        changed = merge(meta, {key: changes[key]})  # values that no learner takes are refused here
+        try:
+            changed.refuse_unused(used)
+        except UserError:
+            continue
+        kept[key] = changes[key]
+    return kept
+
+
+def _possible(method: Method) -> Method:
+    """The method itself; UserError where its parts do not fit each other."""
+    from abmll.adapter.config import AbmllConfig
+    from abmll.meta.registry import used_settings
+    from abmll.posterior.registry import check_posterior
+
+    config = method.config
+    try:
+        check(config)
+        config.meta.refuse_unused(used_settings(config.meta.name))
+        AbmllConfig(**asdict(config.adapter))
+        check_posterior(config.posterior, config.adapter.latent)
+        if method.empirical and config.posterior.name not in USE_WEIGHT_PRIOR:
+            raise UserError(
+                f"posterior {config.posterior.name!r} has no place for a prior over the weights; leave '+{EMPIRICAL}' "
+                f"out, or use {', '.join(USE_WEIGHT_PRIOR)}"
+            )
+        if method.empirical and config.adapter.latent == "factor":
+            raise UserError(f"latent 'factor' has learned a Gaussian over its weights; leave '+{EMPIRICAL}' out")
+    except UserError as error:
+        raise UserError(f"method {method.name!r}: {error}") from None
+    return method
+
+
+def unequal(methods: Sequence[Method]) -> list[str]:
+    """Budgets that differ, one line each: `posterior.steps: lora 5, swag-lora 20`; none if all are equal."""
+    learning = [m for m in methods if m.config.meta.name != "none"]
+    fitting = [m for m in methods if m.config.posterior.name != "none"]
+    found = []
+    for group, keys, among in (("meta", _LEARNING, learning), ("posterior", _FITTING, fitting)):
+        for key in keys:
+            values = {m.name: getattr(getattr(m.config, group), key) for m in among}
+            if len(set(values.values())) > 1:
+                found.append(f"{group}.{key}: {', '.join(f'{name} {value}' for name, value in values.items())}")
+    return found
+
+
+def budget(methods: Sequence[Method], shots: int) -> str:
+    """What every method gets, in one line; only where `unequal` finds nothing."""
+    parts = [f"{shots} labelled examples a task"]
+    learning = next((m.config.meta for m in methods if m.config.meta.name != "none"), None)
+    fitting = next((m.config.posterior for m in methods if m.config.posterior.name != "none"), None)
+    if learning is not None:
+        parts.append(
+            f"meta-training of {learning.episodes} episodes, {learning.inner_steps} + 1 steps of {learning.batch_size} "
+            "examples (reptile takes no + 1)"
+        )
+    if fitting is not None:
+        parts.append(f"adaptation of {fitting.steps} steps of {fitting.batch_size} examples")
+    return f"equal budgets: {'; '.join(parts)}"
