@@ -60,7 +60,8 @@ def _markdown(record: dict[str, Any], summaries: dict[str, Any]) -> str:
         "",
         record["protocol"] + ".",
         "",
-        f"Made by `{record['command']}`, {record['time']}.",
+        f"Made by `{record['command']}`, {record['time']}. Intervals: 95 %, over new tasks; that of the pooled ECE is",
+        "of the value without its bias, which is positive: it can lie below the value itself.",
         "",
     ]
     lines += ["| method | accuracy | NLL (nats) | pooled ECE | Brier | AURC | AUROC | s/task adapt, predict |"]
