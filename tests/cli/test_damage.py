@@ -146,7 +146,7 @@ def test_a_cell(place, run, tmp_path):
         lambda: cut(path, 0),
         lambda: cut(path, 300),
         lambda: path.write_text("hello"),
-        lambda: flip(path, len(whole) // 2),
+        lambda: flip(path, 120),  # in the first array; zip headers have bytes that nobody reads
     ):
         path.write_bytes(whole)
         damage()

@@ -1,8 +1,6 @@
 import json
-import queue
 import shlex
 from dataclasses import replace
-from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -11,7 +9,6 @@ import abmll
 import tiny
 from abmll.cli import main
 from abmll.cli.demo import Watch, conclude, show
-from abmll.errors import UserError
 from abmll.experiment import demo, demo_settings
 from abmll.experiment.config import merge
 from abmll.tasks.synthetic import bayes_ceiling, mini_suite
@@ -89,24 +86,3 @@ def test_every_method_has_a_share_and_the_protocol_of_the_issue():
     assert learned == {demo_settings.EPISODES}
     adapted = {m.config.posterior.batch_size for m in made.methods if m.config.posterior.name != "none"}
     assert adapted == {8}
-
-
-class Worker(SimpleNamespace):
-    def is_alive(self):
-        return False
-
-
-def test_a_process_that_fails_is_heard(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    for fault, kind in ((UserError("no room"), UserError), (ZeroDivisionError("x"), RuntimeError)):
-        news = queue.Queue()
-
-        def fail(*_, fault=fault):
-            raise fault
-
-        monkeypatch.setattr(demo, "work", fail)
-        demo._process(plan.methods, plan, tmp_path, news)
-        with pytest.raises(kind, match=r"no room|ZeroDivisionError"):
-            demo._listen([Worker(exitcode=0)], news, lambda _: None)
-    with pytest.raises(RuntimeError, match="ended with status -9"):
-        demo._listen([Worker(exitcode=-9)], queue.Queue(), lambda _: None)

@@ -105,9 +105,9 @@ def test_a_config_file_gives_arguments_too_and_what_comes_later_wins(tmp_path):
 
 def test_the_settings_of_a_run_can_be_given_to_every_command_that_has_settings(tmp_path):
     groups = {
-        "metatrain": {"model", "adapter", "scoring", "meta", "posterior", "seed"},
-        "adapt": {"model", "adapter", "scoring", "posterior", "seed"},
-        "evaluate": {"model", "adapter", "scoring", "posterior", "seed"},
+        "metatrain": {"model", "adapter", "scoring", "context", "meta", "posterior", "seed"},
+        "adapt": {"model", "adapter", "scoring", "context", "posterior", "seed"},
+        "evaluate": {"model", "adapter", "scoring", "context", "posterior", "seed"},
         "predict": {"model"},
         "export": {"model"},
     }

@@ -125,10 +125,10 @@ def test_several_runs_take_turns(fitted):
 
 def test_fits_too_short_for_a_spread_are_refused_with_the_way_out(fitted):
     with pytest.raises(UserError, match=r"swag collects 0 of 5 steps .* raise steps to 7 or lower warmup"):
-        fitted("swag", "point", steps=5)
+        fitted("swag", "point", steps=5, swag=Swag())
     with pytest.raises(UserError, match=r"swag collects 1 of 9 steps \(warmup = 2, every = 4\).* raise steps to 10"):
         fitted("swag", "point", steps=9, swag=Swag(warmup=2, every=4))
-    fitted("swag", "point", steps=7)
+    fitted("swag", "point", steps=7, swag=Swag())
 
 
 SETTINGS = [Swag(warmup=2, every=2), Swag(warmup=3, rank=1), Swag(warmup=1, rank=3, runs=3)]

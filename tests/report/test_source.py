@@ -75,7 +75,7 @@ def test_what_is_no_result_is_refused(made, tmp_path):
     for path, said in (
         (tmp_path / "none", "is no folder"),
         (tmp_path / "empty", "holds no result.json"),
-        (damaged, "damaged cell"),
+        (damaged, "are damaged"),
         (folder, "kind 'card'"),
     ):
         with pytest.raises(UserError, match=said):

@@ -18,6 +18,7 @@ COMMANDS = {
     "adapt": "fit a task's posterior to a few labelled examples",
     "predict": "answer questions with a task's posterior, as JSONL",
     "evaluate": "adapt to a suite's unseen tasks; accuracy and calibration with intervals",
+    "compare": "methods x seeds on one suite: each start trained once, equal budgets, paired tests",
     "report": "one HTML page, Markdown and CSV from stored results",
     "suites": "list, show, fetch and check suites of tasks",
     "export": "give an adapter's mean away as a stock LoRA or a merged model",
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0; 2 for a mistake of the user, said in one line on stderr; 1 for a fault of ours, with a
-        traceback; 130 after Ctrl-C.
+        traceback, and where a command says that it has not done everything; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -82,8 +83,7 @@ def _run(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what users can mend is said in errors; the rest is noise from below
-        getattr(module, name)(**values)
-    return 0
+        return int(getattr(module, name)(**values) or 0)
 
 
 def _overview() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abmll.cli.console import TrainingBar, loading, warn_of_crowding, warn_of_leaks, warn_of_truncation
+from abmll.cli.console import TrainingBar, loading, say, warn_of_crowding, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings
 from abmll.errors import UserError
 from abmll.experiment.quiet import quiet
@@ -22,6 +22,7 @@ def metatrain(
     resume: Path | None = None,
     save_every: int = 50,
     trackers: str = "",
+    weight_prior_floor: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Learn a prior over adapters and write it as a run folder.
@@ -35,11 +36,15 @@ def metatrain(
         resume: a run folder to go on with; its own settings, suite and output are used.
         save_every: steps between checkpoints.
         trackers: names of experiment trackers that accelerate knows, such as tensorboard,wandb.
+        weight_prior_floor: also make the empirical prior over the weights, which posteriors map, laplace and blob use
+            from then on: the mean square distance that adaptation moves each weight on the train tasks, plus this
+            number (1e-6 is a start; choose it on validation tasks). Null: none is made.
         overwrite: replace an output folder that exists.
     """
     from abmll.experiment import folders
     from abmll.experiment.config import check, default_config, merge, read_yaml
     from abmll.experiment.config import preset as preset_config
+    from abmll.experiment.grid import check_floor
     from abmll.experiment.trackers import tracking
     from abmll.tasks import load_suite, suite_hash
 
@@ -50,6 +55,7 @@ def metatrain(
         output, base = resume, read_yaml(resume / folders.CONFIG)
         facts = folders.read_json(resume / folders.PROVENANCE)
         suite = suite or facts.get("suite")
+        weight_prior_floor = weight_prior_floor or facts.get("weight_prior_floor")
     else:
         base = default_config(settings) if preset is None else preset_config(preset)
     if suite is None or output is None:
@@ -58,6 +64,8 @@ def metatrain(
     check(config)
     if config.meta.name == "none":
         raise UserError("meta-learner 'none' learns nothing; use a base model as START of adapt or evaluate instead")
+    if weight_prior_floor is not None:
+        check_floor(weight_prior_floor, config.adapter.latent)
     if save_every < 1:
         raise UserError(f"--save_every {save_every}; at least 1 is needed")
     tasks = load_suite(suite)
@@ -73,6 +81,7 @@ def metatrain(
     loading(config.model.name)
     quiet()
     from abmll.experiment import metatrain as learn
+    from abmll.experiment.empirical import with_empirical_prior
     from abmll.experiment.models import add_adapter, load_base
     from abmll.posterior import NonFiniteLossError
 
@@ -91,8 +100,12 @@ def metatrain(
                 overwrite=overwrite,
                 save_every=save_every,
                 observers=(bar, *others),
-                facts={"suite": suite, "suite_hash": suite_hash(tasks)},
+                facts={"suite": suite, "suite_hash": suite_hash(tasks), "weight_prior_floor": weight_prior_floor},
             )
+        if weight_prior_floor is not None:
+            say("adapting to every train task once more, for the empirical prior")
+            prior = with_empirical_prior(prior, tasks.train, weight_prior_floor)
+            prior.save_pretrained(output / folders.PRIOR, overwrite=True)
     except NonFiniteLossError as error:
         raise UserError(f"{error}; the last good state is kept in {output / 'checkpoint.pt'}") from error
     except KeyboardInterrupt:

@@ -175,6 +175,15 @@ _ABMLL: dict[str, Any] = {
     "posterior": {"name": "variational", "beta": 1.6e-3, "samples": 10},
 }
 
+
+def _posterior(name: str, **settings: Any) -> dict[str, Any]:
+    return {
+        "adapter": {"latent": "point"},
+        "meta": {"name": "none"},
+        "posterior": {"name": name, **settings},
+    }
+
+
 # Published systems as points of the grid meta x posterior (x latent). `abmll-factor` is what validation tasks chose in
 # the real run (benchmarks/results/real.md). `abmll` has a variance at which draws differ from the mean; by validation
 # NLL the real run preferred the published log c = -20, at which they do not. `paper` is the reference code's column of
@@ -205,6 +214,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta": {"name": "multitask", "in_context": True},
         "posterior": {"name": "none"},
     },
+    # Posteriors over a LoRA from the base model's own start; `abmll compare` puts them on any start: START+POSTERIOR.
+    "map": _posterior("map"),
+    "laplace-lora": _posterior("laplace"),
+    "blob": _posterior("blob"),
+    "swag-lora": _posterior("swag", swag={"warmup": 2}),
+    "bayesian-lora": _posterior("inducing", lr=0.2),
+    "tfb": _posterior("tfb"),
+    "mc-dropout": _posterior("dropout"),
+    "ensemble": _posterior("ensemble"),
     "abmll": _ABMLL,
     "abmll-icl": {**_ABMLL, "context": _CONTEXT},
     "abmll-metaicl": {**_ABMLL, "context": _CONTEXT, "meta": {**_ABMLL["meta"], "in_context": True}},

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
-import signal
-import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from abmll.errors import UserError
 from abmll.experiment.config import RunConfig, merge, preset
 from abmll.experiment.demo_settings import EPISODES, QUERY, SEEDS, SETTINGS, SHARES, SHOTS
+from abmll.experiment.workers import spread
 from abmll.tasks.task import Suite
 
 
@@ -54,15 +49,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a process tells: `done` of `total` of a method's phase, or the error that ended it."""
+    """What a process tells: `done` of `total` of a method's phase."""
 
     method: str
     phase: str
     done: int
     total: int
     text: str
-    error: str | None = None
-    users: bool = False
 
 
 def plan(suite: Suite, episodes: int = EPISODES, processes: int = 2) -> Plan:
@@ -93,51 +86,12 @@ def run(plan: Plan, output: Path, tell: Callable[[News], None], processes: int =
         for method in plan.methods:
             work(method, plan, output, tell)
         return
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    news: Any = context.Queue()
-    workers = [context.Process(target=_process, args=(share, plan, output, news), daemon=True) for share in plan.shares]
-    for worker in workers:
-        worker.start()
-    try:
-        _listen(workers, news, tell)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
+    spread(partial(_share, plan=plan, output=output), plan.shares, tell)
 
 
-def _listen(workers: Sequence[Any], news: Any, tell: Callable[[News], None]) -> None:
-    while True:
-        running = any(worker.is_alive() for worker in workers)
-        try:
-            heard: News = news.get(timeout=0.2)
-        except queue.Empty:
-            if running:
-                continue
-            break
-        if heard.error is not None:
-            raise UserError(heard.error) if heard.users else RuntimeError(heard.error)
-        tell(heard)
-    failed = [worker.exitcode for worker in workers if worker.exitcode]
-    if failed:
-        raise RuntimeError(f"a process of the demo ended with status {failed[0]}")
-
-
-def _process(share: Sequence[Method], plan: Plan, output: Path, news: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its children
-    from abmll.experiment.quiet import quiet
-
-    quiet()
-    warnings.simplefilter("ignore")
-    label = share[0].label
-    try:
-        for method in share:
-            label = method.label
-            work(method, plan, output, news.put)
-    except UserError as error:
-        news.put(News(label, "failed", 0, 1, "", str(error), True))
-    except Exception:
-        news.put(News(label, "failed", 0, 1, "", traceback.format_exc()))
+def _share(share: Sequence[Method], tell: Callable[[News], None], *, plan: Plan, output: Path) -> None:
+    for method in share:
+        work(method, plan, output, tell)
 
 
 def work(method: Method, plan: Plan, output: Path, tell: Callable[[News], None]) -> None:

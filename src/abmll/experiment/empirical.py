@@ -16,12 +16,18 @@ import torch
 
 from abmll.adapter import state
 from abmll.errors import UserError
+from abmll.experiment.grid import check_floor
 from abmll.experiment.prior import Prior, check_examples
 from abmll.posterior import WeightPrior, make_posterior
 from abmll.posterior.weight_prior import mean_pair
 from abmll.tasks.task import Task
 
 FLOOR = 1e-6  # the square of 0.001: what five AdamW steps at 2e-4 can move a weight by
+
+
+def with_empirical_prior(prior: Prior, tasks: Sequence[Task], floor: float = FLOOR) -> Prior:
+    """The prior with its empirical prior, which `map`, `laplace` and `blob` then use; arguments as below."""
+    return replace(prior, weight_prior=empirical_prior(prior, tasks, floor))
 
 
 def empirical_prior(prior: Prior, tasks: Sequence[Task], floor: float = FLOOR) -> WeightPrior:
@@ -42,10 +48,7 @@ def empirical_prior(prior: Prior, tasks: Sequence[Task], floor: float = FLOOR) -
     """
     if not tasks:
         raise UserError("there is no train task to make an empirical prior from; the suite's train part is empty")
-    if floor <= 0:
-        raise UserError(f"the empirical prior's floor = {floor}; a positive number is needed")
-    if WeightPrior.of_latent(prior.model) is not None:
-        raise UserError("latent 'factor' has learned a Gaussian over its weights; leave the empirical prior out")
+    check_floor(floor, prior.config.adapter.latent)
     config = replace(prior.config.posterior, name="point")
     start = mean_pair(state.read(prior.model, state.PRIOR))
     squares = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in start.items()}

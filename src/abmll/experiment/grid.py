@@ -17,7 +17,7 @@ from typing import Any
 from abmll.errors import UserError, unknown
 from abmll.experiment.config import PRESETS, RunConfig, check, default_preset, merge, preset
 from abmll.meta.config import META, MetaConfig
-from abmll.posterior.config import POSTERIORS, USE_WEIGHT_PRIOR
+from abmll.posterior.config import POSTERIORS, USE_WEIGHT_PRIOR, PosteriorConfig
 
 EMPIRICAL, TEMPERATURE = "empirical", "temperature"
 # Settings that `--methods` decides, and those that make a budget: equal for all methods that have them.
@@ -48,9 +48,9 @@ class Method:
         return replace(self, name=_fitted(self.name), temperature=False)
 
     def start(self, seed: int) -> RunConfig:
-        """The settings that its start depends on, the others at their defaults."""
+        """The settings that its start depends on; the others are the same for all methods."""
         shown = self.config.context if self.config.meta.in_context else RunConfig().context
-        return replace(self.config, context=shown, posterior=RunConfig().posterior, seed=seed)
+        return replace(self.config, context=shown, posterior=PosteriorConfig("point"), seed=seed)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -158,11 +158,19 @@ def _possible(method: Method) -> Method:
                 f"posterior {config.posterior.name!r} has no place for a prior over the weights; leave '+{EMPIRICAL}' "
                 f"out, or use {', '.join(USE_WEIGHT_PRIOR)}"
             )
-        if method.empirical and config.adapter.latent == "factor":
-            raise UserError(f"latent 'factor' has learned a Gaussian over its weights; leave '+{EMPIRICAL}' out")
+        if method.empirical:
+            check_floor(1.0, config.adapter.latent)
     except UserError as error:
         raise UserError(f"method {method.name!r}: {error}") from None
     return method
+
+
+def check_floor(floor: float, latent: str) -> None:
+    """UserError where an adapter of this latent needs no empirical prior, or its variances' floor is not positive."""
+    if latent == "factor":
+        raise UserError("latent 'factor' has learned a Gaussian over its weights; leave the empirical prior out")
+    if not floor > 0:
+        raise UserError(f"the empirical prior's floor = {floor}; a positive number is needed")
 
 
 def unequal(methods: Sequence[Method]) -> list[str]:
