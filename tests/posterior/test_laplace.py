@@ -496,3 +496,15 @@ def test_agreement_with_laplace_torch():
     torch.testing.assert_close(got, theirs.log_marginal_likelihood().detach().double(), rtol=1e-6, atol=0)
     J = torch.stack([torch.outer(row, x[0]) for row in torch.eye(3).double()])
     torch.testing.assert_close(block.covariance(J, tau), covariance[0].double(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_large_side_of_gradients_that_nearly_vanish():
+    """Columns so small that their squares are 0 in float32, their products with others not: no eigenvectors there."""
+    generator = torch.Generator().manual_seed(0)
+    scale = 10.0 ** (-torch.rand(54, generator=generator) * 18 - 22)
+    scale[[9, 31, 53]] = torch.tensor([0.03, 0.005, 0.005])
+    columns = torch.randn(128, 54, generator=generator) * scale
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.eigh(columns.T @ columns)
+    kept = compress(columns, 3)
+    torch.testing.assert_close(kept @ kept.T, columns @ columns.T, rtol=1e-4, atol=1e-8)

@@ -44,7 +44,7 @@ class Block:
         v = torch.ones((), dtype=U.dtype, device=U.device).expand(r, len(U)) if v is None else v
         by_row = torch.stack([(U * row[:, None]).T @ U for row in v])  # (r, k, k): U^T diag(v_p) U
         K = torch.einsum("pi,pj,pab->iajb", L, L, by_row).reshape(r * k, r * k)
-        kappa, Q = torch.linalg.eigh(K)
+        kappa, Q = _eigh(K)
         return cls(U, L, v, kappa.clamp(min=0.0), Q)
 
     def covariance(self, J: Tensor, tau: Tensor) -> Tensor:
@@ -99,10 +99,15 @@ def compress(columns: Tensor, rank: int) -> Tensor:
     if m <= rank:
         return columns
     if m <= D:
-        _, V = torch.linalg.eigh(columns.T @ columns)  # ascending
-        kept: Tensor = columns @ V[:, -rank:]
+        kept: Tensor = columns @ _eigh(columns.T @ columns)[1][:, -rank:]
         return kept
     return root(columns @ columns.T)[:, -rank:]
+
+
+def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors, found in float64: float32's do not converge among many near 0."""
+    values, V = torch.linalg.eigh(S.double())
+    return values.to(S.dtype), V.to(S.dtype)
 
 
 def root(S: Tensor) -> Tensor:
@@ -110,13 +115,13 @@ def root(S: Tensor) -> Tensor:
 
     By eigenvectors: Cholesky's root does not exist where S is singular, as it is at B = 0 for the gradients of A.
     """
-    values, V = torch.linalg.eigh(S)
+    values, V = _eigh(S)
     scaled: Tensor = V * values.clamp(min=0.0).sqrt()
     return scaled
 
 
 def symmetric_root(S: Tensor) -> Tensor:
     """The symmetric root of S: a continuous function of S, so that draws made with it do not hang on rounding."""
-    values, V = torch.linalg.eigh(S)
+    values, V = _eigh(S)
     whole: Tensor = (V * values.clamp(min=0.0).sqrt()) @ V.T
     return whole
