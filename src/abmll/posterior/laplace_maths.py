@@ -105,9 +105,13 @@ def compress(columns: Tensor, rank: int) -> Tensor:
 
 
 def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors, found in float64: float32's do not converge among many near 0."""
-    values, V = torch.linalg.eigh(S.double())
-    return values.to(S.dtype), V.to(S.dtype)
+    """Eigenvalues, ascending, and eigenvectors of a symmetric S without negative eigenvalues.
+
+    As singular values in float64: LAPACK's symmetric solvers did not always converge on curvature that is nearly of low
+    rank, in float64 either.
+    """
+    V, values, _ = torch.linalg.svd(S.double())
+    return values.flip(-1).to(S.dtype), V.flip(-1).to(S.dtype)
 
 
 def root(S: Tensor) -> Tensor:
