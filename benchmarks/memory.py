@@ -98,8 +98,8 @@ def main() -> None:
     lines = [
         "# Memory and time of an episode as K grows",
         "",
-        "Embedded model (0.8 M parameters, rank 8), batch 8, one thread; medians of 5 episodes. Memory is what an episode",
-        "adds to the process after a first episode of one step: 0 means that it fits into what that step left behind.",
+        "Embedded model (0.8 M parameters, rank 8), batch 8, one thread; medians of 5 episodes. Memory is what an",
+        "episode adds to the process after a first episode of one step: 0 means that it fits into what that left behind.",
         f"Made by `{record['command']}`, {record['time']}. Picture: memory.png.",
         "",
         "| MB, seconds | " + " | ".join(f"K = {k}" for k in K) + " |",
