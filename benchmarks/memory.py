@@ -99,7 +99,7 @@ def main() -> None:
         "# Memory and time of an episode as K grows",
         "",
         "Embedded model (0.8 M parameters, rank 8), batch 8, one thread; medians of 5 episodes. Memory is what an",
-        "episode adds to the process after a first episode of one step: 0 means that it fits into what that left behind.",
+        "episode adds to the process after a first episode of one step; 0: it fits into what that left behind.",
         f"Made by `{record['command']}`, {record['time']}. Picture: memory.png.",
         "",
         "| MB, seconds | " + " | ".join(f"K = {k}" for k in K) + " |",

@@ -27,14 +27,16 @@ _RUN = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "checkpoint.pt", "checkpoint.pt.tmp", "trackers/**"),
     *(f"prior/{name}" for name in _ADAPTER),
 )
-_EVALUATION = (IDENTITY, "result.json", "table.md", "cells/*.npz")
+_REPORT = ("report.html", "report.md", "report.csv")
+_EVALUATION = (IDENTITY, "result.json", "table.md", "cells/*.npz", *_REPORT)
 _DEMO = (
     *(IDENTITY, "result.json", "table.md", "reliability.png", "example/labelled.jsonl", "example/questions.jsonl"),
+    *_REPORT,
     *(f"*/run/{name}" for name in _RUN),
     *(f"*/unseen/{name}" for name in _EVALUATION),
 )
 _COMPARISON = (
-    *(IDENTITY, "compare.json", "table.md", "report.html", "report.md", "report.csv"),
+    *(IDENTITY, "compare.json", "table.md", *_REPORT),
     *(
         f"starts/*/{name}"
         for name in ("cost.json", "empirical/*/cost.json", "empirical/*/weight_prior.safetensors", *_RUN)

@@ -22,7 +22,7 @@ def demo(*, output: Path = Path("abmll-demo"), episodes: int = 0, processes: int
     """Meta-train on the embedded tasks, adapt to tasks never seen, and compare; minutes on a laptop.
 
     Args:
-        output: the folder to write: priors, predictions, result.json, table.md, reliability.png.
+        output: the folder to write: priors, predictions, result.json, table.md, reliability.png, report.html.
         episodes: meta-training episodes of each method; 0 for the demo's own number.
         processes: 2 to use two cores, 0 to do everything in this process.
         overwrite: replace an output folder that exists.
@@ -57,14 +57,16 @@ def demo(*, output: Path = Path("abmll-demo"), episodes: int = 0, processes: int
 
 
 def conclude(made: Plan, output: Path, seconds: float) -> Summary:
-    """Everything that is made from the stored predictions: result.json, table.md, reliability.png, example files."""
+    """All that is made from the stored predictions: result.json, tables, pictures, report.html, example files."""
     from abmll.experiment import folders
     from abmll.experiment.demo import ceiling
     from abmll.experiment.provenance import provenance
     from abmll.experiment.stored import load_cells
     from abmll.metrics import summarise
     from abmll.metrics.cells import score
+    from abmll.report.page import make_report
     from abmll.report.reliability import reliability_png
+    from abmll.report.source import read
     from abmll.report.table import MAIN_COLUMNS, markdown
     from abmll.tasks import draw_rows, suite_hash, write_jsonl
     from abmll.tasks.files import write_whole
@@ -97,6 +99,7 @@ def conclude(made: Plan, output: Path, seconds: float) -> Summary:
         "provenance": provenance(),
     }
     folders.write_json(output / folders.RESULT, result)
+    make_report(read([output]), output, baseline="LoRA")
     return summary
 
 
@@ -114,7 +117,7 @@ def show(made: Plan, summary: Summary, output: Path, seconds: float) -> None:
             ends = "" if c.low is None else f" [{c.low:+.3f}, {c.high:+.3f}]"
             print(f"ABMLL - LoRA, {c.metric.replace('_', ' ')}: {c.difference:+.3f}{ends}  {c.verdict}")
     folder = next(m.folder for m in made.methods if m.label == "ABMLL")
-    print(f"\n{seconds:.0f} s. Picture: {output / 'reliability.png'}   result: {output / 'result.json'}\n")
+    print(f"\n{seconds:.0f} s. Page: {output / 'report.html'}   picture: {output / 'reliability.png'}\n")
     print("Next, with the prior that was just learned:")
     print(f"  abmll adapt {output / folder / 'run'} --data {output / 'example/labelled.jsonl'} --output my_task")
     print(f"  abmll predict my_task --input {output / 'example/questions.jsonl'}")
