@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,14 @@ _DRAW = "a draw"  # among PEFT's merged adapters: the layer's base output is all
 _EXACT = (torch.float32, torch.float64)  # in a 16-bit weight the sum would lose most of a small update
 
 
+@runtime_checkable
+class LowRank(Protocol):
+    """A mode whose update may be one low-rank matrix, the same for every token: it can be put into the weights."""
+
+    def updates(self, layer: AbmllLayer) -> list[modes.Update] | None:
+        """What the mode adds to the layer's weight; None where it is no matrix that all tokens share."""
+
+
 @contextmanager
 def merged(model: nn.Module, tokens: int | None = None) -> Iterator[None]:
     """Answer with the mode in force, its update put into the base weights wherever that is the same function.
@@ -29,7 +38,7 @@ def merged(model: nn.Module, tokens: int | None = None) -> Iterator[None]:
         with modes.use(model, mode), merged(model):
             model(...)
 
-    A layer is merged if the mode's update is one low-rank matrix for all tokens (`modes.LowRank`), its base layer is a
+    A layer is merged if the mode's update is one low-rank matrix for all tokens (`LowRank`), its base layer is a
     plain nn.Linear or Conv1D of float32 or float64, and nobody listens to its parts with a hook. The others, and all of
     them where gradients, dropout or autocast are on, answer in the mode as they would have.
 
@@ -59,7 +68,7 @@ def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> Tensor | No
     """W + s B A, laid out as the base weight is; None where the layer has to answer in the mode itself."""
     if tokens is not None and tokens < layer.in_features:  # measured: here the pass over W costs what it saves
         return None
-    if not isinstance(mode, modes.LowRank) or torch.is_grad_enabled() or not _plain(layer):
+    if not isinstance(mode, LowRank) or torch.is_grad_enabled() or not _plain(layer):
         return None
     updates = mode.updates(layer)
     if updates is None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -108,10 +108,10 @@ class Sample:
 
     def updates(self, layer: AbmllLayer) -> list[Update] | None:
         """The draw, where the latent's draws are adapters of their own."""
-        if self.adapter not in layer.abmll_A:
-            return []
-        pair = layer.latents[self.adapter].draw_pair(layer, self.adapter, self)
-        return None if pair is None else [(*pair, layer.scaling[self.adapter])]
+        found = (
+            layer.latents[self.adapter].draw_pair(layer, self.adapter, self) if self.adapter in layer.latents else None
+        )
+        return None if found is None else [(*found, layer.scaling[self.adapter])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +197,6 @@ class Mode(Protocol):
         """The layer's output, from the base output y (batch, tokens, d_out) and the input x (batch, tokens, d_in)."""
 
 
-@runtime_checkable
-class LowRank(Protocol):
-    """A mode whose update may be one low-rank matrix, the same for every token: it can be put into the weights."""
-
-    def updates(self, layer: AbmllLayer) -> list[Update] | None:
-        """What the mode adds to the layer's weight; None where it is no matrix that all tokens share."""
-
-
 @dataclass(frozen=True, slots=True)
 class State:
     """What the ContextVar holds."""
@@ -262,8 +254,13 @@ def use(model: nn.Module, mode: Mode) -> Iterator[None]:
 
 
 def with_tokens(tokens: Tokens) -> AbstractContextManager[None]:
-    """Name the positions of the coming forward pass; the scorer does this around each call of the model."""
+    """Name the positions of the coming forward pass; the scorer does this around each call."""
     return _Set(replace(current(), tokens=tokens))
+
+
+def bare() -> AbstractContextManager[None]:
+    """The base model alone, whatever the mode in force: no adapter's module is called, nothing goes to a sink."""
+    return _Set(State(WithFactors({})))
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
