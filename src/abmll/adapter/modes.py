@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
 
 KLEstimate = Literal["closed", "sampled"]
+Update = tuple[Tensor, Tensor, float]
+"""A low-rank update s B A of a weight: A (r, d_in), B (d_out, r) and the scale s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,11 @@ class Mean:
                 y = y + layer.latents[name].mean(layer, name, layer.cast(x, name))
         return y
 
+    def updates(self, layer: AbmllLayer) -> list[Update]:
+        """The mean pair of every adapter asked for."""
+        names = layer.active_adapters if self.adapter is None else (self.adapter,)
+        return [layer.mean_update(name) for name in names if name in layer.abmll_A]
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -98,6 +105,13 @@ class Sample:
         if self.adapter not in layer.abmll_A:
             return y
         return y + layer.latents[self.adapter].sample(layer, self.adapter, layer.cast(x, self.adapter), self, tokens)
+
+    def updates(self, layer: AbmllLayer) -> list[Update] | None:
+        """The draw, where the latent's draws are adapters of their own."""
+        found = (
+            layer.latents[self.adapter].draw_pair(layer, self.adapter, self) if self.adapter in layer.latents else None
+        )
+        return None if found is None else [(*found, layer.scaling[self.adapter])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +178,13 @@ class WithFactors:
         x = x.to(A.dtype).reshape(S, -1, d_in)  # (S n, tokens, d_in) -> (S, n tokens, d_in)
         z = torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))  # -> (S, n tokens, r) -> (S, n tokens, d_out)
         return y + layer.scaling[self.adapter] * z.reshape(y.shape)
+
+    def updates(self, layer: AbmllLayer) -> list[Update] | None:
+        """The factors, where all blocks share one pair of them."""
+        if layer.key not in self.factors:
+            return []
+        A, B = self.factors[layer.key]
+        return [(A[0], B[0], layer.scaling[self.adapter])] if len(A) == 1 else None
 
 
 class Mode(Protocol):
@@ -233,8 +254,13 @@ def use(model: nn.Module, mode: Mode) -> Iterator[None]:
 
 
 def with_tokens(tokens: Tokens) -> AbstractContextManager[None]:
-    """Name the positions of the coming forward pass; the scorer does this around each call of the model."""
+    """Name the positions of the coming forward pass; the scorer does this around each call."""
     return _Set(replace(current(), tokens=tokens))
+
+
+def bare() -> AbstractContextManager[None]:
+    """The base model alone, whatever the mode in force: no adapter's module is called, nothing goes to a sink."""
+    return _Set(State(WithFactors({})))
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

@@ -141,6 +141,7 @@ def curvature(model: Any, scorer: Scorer[Any], task: str, support: Sequence[Exam
         support: labelled examples, at least one. Each is run alone: C backward passes, memory of one example.
         rank: k.
     """
+    scorer = scorer.unpacked()
     sums: dict[str, Sums] = {}
     log_likelihood = 0.0
     for example in support:

@@ -144,6 +144,12 @@ class Scorer(ABC, Generic[B]):
             self.crowded.add((task, example.input))
         return fitting
 
+    def unpacked(self) -> Self:
+        """This scorer with a row for each text: for what looks at single tokens' activations, where a prompt that two
+        options share is two texts.
+        """
+        return self
+
     def check(self, example: Example) -> None:
         """UserError for an example that this scorer cannot put to a model."""
 
@@ -165,14 +171,14 @@ def normalise(scores: Tensor, option_mask: Tensor) -> Tensor:
     return F.log_softmax(scores.float().masked_fill(~option_mask, -torch.inf), dim=-1)
 
 
-def call(model: Any, sequences: Sequences, **kwargs: Any) -> Any:
-    """One forward pass whose positions are named."""
+def call(model: Any, sequences: Sequences, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    """One forward pass whose positions are named; `attention_mask` instead of the sequences' own."""
     from abmll.adapter import modes
 
     with modes.with_tokens(sequences.tokens):
         return model(
             input_ids=sequences.input_ids,
-            attention_mask=sequences.attention_mask,
+            attention_mask=sequences.attention_mask if attention_mask is None else attention_mask,
             position_ids=sequences.position_ids,
             **kwargs,
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 from abmll.errors import UserError
 from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
 from abmll.scoring.encoding import Segment, Sequences, pad
+from abmll.scoring.packing import Packed, attention, pack, pays, takes
 from abmll.scoring.shorten import shorten
 from abmll.tasks.prompts import option_continuation, question_prompt
 from abmll.tasks.task import Example
@@ -21,11 +23,15 @@ from abmll.tasks.task import Example
 
 @dataclass(frozen=True, slots=True)
 class OptionsBatch(Batch):
-    """One row for each (example, option): the rows, each row's (example, option) cell, its number of option tokens."""
+    """One row for each (example, option): the rows, each row's (example, option) cell, its number of option tokens.
+
+    `packed`: the same with one row for each example, where that is less to read; else None.
+    """
 
     rows: Sequences
     cells: tuple[Tensor, Tensor]
     lengths: Tensor
+    packed: Packed | None
 
 
 class Options(Scorer[OptionsBatch]):
@@ -33,6 +39,7 @@ class Options(Scorer[OptionsBatch]):
 
     name = "options"
     prompt_form = "question"
+    packing = True  # where the model can
     _cache: dict[tuple[str, Example], tuple[tuple[Segment, Segment], ...]]
 
     def _ids(self, text: str) -> list[int]:
@@ -64,6 +71,12 @@ class Options(Scorer[OptionsBatch]):
             self._cache[key] = tuple((first, Segment.of(a[:most], after=first)) for a in answers)
         return self._cache[key]
 
+    def unpacked(self) -> Self:
+        """This scorer with a row for each option."""
+        view = copy.copy(self)
+        view.packing = False
+        return view
+
     def collate(self, task: str, examples: Sequence[Example]) -> OptionsBatch:
         """Left-padded rows: an option's tokens stand in the last columns."""
         encoded = [self.encode(task, e) for e in examples]
@@ -74,14 +87,22 @@ class Options(Scorer[OptionsBatch]):
             count_padding=self.config.count_padding,
             device=self.device,
         )
-        where = [(i, c) for i, pairs in enumerate(encoded) for c in range(len(pairs))]
-        cells = tuple(torch.tensor(w, device=self.device) for w in zip(*where, strict=True))
+        at = [(i, c) for i, pairs in enumerate(encoded) for c in range(len(pairs))]
+        cells = tuple(torch.tensor(w, device=self.device) for w in zip(*at, strict=True))
         lengths = torch.tensor([len(option.ids) for pairs in encoded for _, option in pairs], device=self.device)
         labels, mask = labels_and_mask(examples, self.device)
-        return OptionsBatch(labels, mask, rows.real_tokens, tuple(examples), rows, (cells[0], cells[1]), lengths)
+        questions = [(pairs[0][0], [option for _, option in pairs]) for pairs in encoded]
+        # Padding that counts in the KL is the padding of a row an option, as the reference code has it.
+        packs = self.packing and not self.config.count_padding and pays(questions, rows)
+        packed = pack(questions, self.pad_id, self.device) if packs else None
+        n_tokens = (rows if packed is None else packed.sequences).real_tokens
+        where = (cells[0], cells[1])
+        return OptionsBatch(labels, mask, n_tokens, tuple(examples), rows, where, lengths, packed)
 
     def log_likelihoods(self, model: Any, batch: OptionsBatch) -> Tensor:
         """Summed log-likelihood of each option's tokens in nats, float32 (n, C); 0 where masked."""
+        if batch.packed is not None and takes(model, batch.packed.longest):
+            return self._packed_log_likelihoods(model, batch.packed, batch.option_mask)
         keep = int(batch.lengths.max()) + 1
         logits = call(model, batch.rows, logits_to_keep=keep).logits[:, :-1].float()  # (R, keep - 1, V)
         targets = batch.rows.input_ids[:, 1 - keep :]  # (R, keep - 1)
@@ -89,6 +110,15 @@ class Options(Scorer[OptionsBatch]):
         each = -F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (R, keep - 1)
         summed = torch.zeros(batch.option_mask.shape, device=self.device)
         return summed.index_put(batch.cells, (each * real).sum(-1))
+
+    def _packed_log_likelihoods(self, model: Any, packed: Packed, option_mask: Tensor) -> Tensor:
+        width = packed.sequences.input_ids.shape[1]
+        rows, columns = packed.source
+        keep = width - int(columns.min())
+        mask = attention(model, packed.attends)
+        logits = call(model, packed.sequences, mask, logits_to_keep=keep).logits  # (n, keep, V)
+        each = -F.cross_entropy(logits[rows, columns - (width - keep)].float(), packed.target, reduction="none")  # (T,)
+        return torch.zeros(option_mask.shape, device=self.device).index_put(tuple(packed.cell), each, accumulate=True)
 
     def option_log_probs(self, model: Any, batch: OptionsBatch) -> Tensor:
         """Softmax of the (per-token) log-likelihoods over the item's own options."""
