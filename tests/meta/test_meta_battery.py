@@ -15,8 +15,8 @@ from abmll.posterior import NonFiniteLossError
 from abmll.scoring import ContextConfig, Letters, ScoringConfig
 from abmll.tasks import Example, Task
 
-LATENTS = ("point", "output", "factor")
-PAIRS = [("abmll", "output"), ("abmll", "factor")]
+LATENTS = ("point", "output", "factor", "weight")
+PAIRS = [("abmll", "output"), ("abmll", "factor"), ("abmll", "weight")]
 PAIRS += [(name, latent) for name in ("reptile", "maml", "multitask", "sequential") for latent in LATENTS]
 battery = pytest.mark.parametrize(("name", "latent"), PAIRS)
 
@@ -42,8 +42,12 @@ def test_theta_moves_and_nothing_else_is_left_behind(name, latent, learner, prio
     assert now.keys() == before.keys()  # no working adapter
     assert model.active_adapters == [PRIOR]
     moved = {n.split(".")[-3] for n, p in now.items() if not torch.equal(p, before[n])}
-    variance = {"abmll": {"output": {"abmll_logvar_A", "abmll_logvar_B"}, "factor": {"abmll_L"}}}
-    assert moved == {"abmll_A", "abmll_B"} | variance.get(name, {}).get(latent, set())
+    variance = {
+        "output": {"abmll_logvar_A", "abmll_logvar_B"},
+        "factor": {"abmll_L"},
+        "weight": {"abmll_log_sd_A", "abmll_log_sd_B"},
+    }
+    assert moved == {"abmll_A", "abmll_B"} | (variance[latent] if name == "abmll" else set())
 
 
 @battery
