@@ -16,7 +16,7 @@ from abmll.posterior import Posterior, PosteriorConfig, make_posterior
 from abmll.posterior.settings import Laplace, Swag
 from abmll.scoring import Letters, ScoringConfig
 
-VISIBLE = {"point": None, "output": -2.0, "factor": -1.0}
+VISIBLE = {"point": None, "output": -2.0, "factor": -1.0, "weight": -5.0}
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,9 @@ def prior(base) -> Callable[..., PeftModel]:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, p in sorted(state.named(model, state.PRIOR).items()):
-                if not name.endswith("abmll_L"):
+                if "log_sd" in name:  # s B_s A_s of the order of c
+                    p.copy_(-2.5 + 0.3 * torch.randn(p.shape, generator=generator))
+                elif not name.endswith("abmll_L"):
                     p.copy_((0.03 if "logvar" in name else 0.2) * torch.randn(p.shape, generator=generator))
         return model
 

@@ -50,7 +50,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 # log-variances at which noise is visible, whatever the latent
-VISIBLE = {"point": None, "output": -4.0, "factor": -2.0}
+VISIBLE = {"point": None, "output": -4.0, "factor": -2.0, "weight": -6.0}
 
 BaseModel = Callable[..., nn.Module]
 Adapted = Callable[..., PeftModel]
@@ -61,7 +61,9 @@ def randomise(model: nn.Module, seed: int = 1, std: float = 0.2) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
-            if "abmll_L." in name or "abmll_log_c." in name:
+            if "abmll_log_sd_" in name:
+                p.add_(1.0 + 0.3 * torch.randn(p.shape, generator=generator))
+            elif "abmll_L." in name or "abmll_log_c." in name:
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
             elif "abmll_" in name or "lora_" in name:
                 p.copy_(std * torch.randn(p.shape, generator=generator))

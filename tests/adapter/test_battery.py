@@ -85,6 +85,7 @@ def test_only_the_adapter_is_trainable_and_it_is_float32(latent, architecture, b
     assert {p.dtype for name, p in model.named_parameters() if "abmll_" not in name} == {torch.bfloat16}
     assert ("abmll_L" in str(trainable.keys())) == (latent == "factor")
     assert ("abmll_logvar_A" in str(trainable.keys())) == (latent == "output")
+    assert ("abmll_log_sd_A" in str(trainable.keys())) == (latent == "weight")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

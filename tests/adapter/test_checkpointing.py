@@ -52,7 +52,7 @@ def gradients(model: PeftModel, adapter: str) -> list[Tensor]:
     return [p.grad for p in state.parameters(model, adapter)]
 
 
-@pytest.mark.parametrize("latent", ["output", "factor"])
+@pytest.mark.parametrize("latent", ["output", "factor", "weight"])
 @architectures
 def test_two_forwards_one_backward_outside_the_modes_bit_for_bit(latent, architecture, two, ids):
     """Each block is recomputed with its own forward's key and tokens, long after both modes have ended."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.distributions import Gamma, Normal, kl_divergence
 
 from abmll.adapter import modes, state
-from abmll.adapter.layer import adapted_layers
+from abmll.adapter.layer import AbmllLayer, adapted_layers
 from abmll.adapter.modes import Mean, Sample, Tokens, Variational, WithFactors, use, with_tokens
 from abmll.adapter.state import PRIOR, TASK
 from abmll.errors import UserError
 
-variational_latents = pytest.mark.parametrize("latent", ["output", "factor"])
+variational_latents = pytest.mark.parametrize("latent", ["output", "factor", "weight"])
 
 
 @pytest.fixture
@@ -71,6 +71,13 @@ def brute_output(key: str, theta: dict[str, Tensor], x: Tensor, scale: float, lo
     return Normal((scale * (B_m @ A_m) @ x.transpose(1, 2)).mT, torch.exp((log_variance + log_c) / 2).mT)
 
 
+def brute_weight(layer: AbmllLayer, theta: dict[str, Tensor]) -> Normal:
+    """N(s B A, (s exp(b) exp(a) + c)^2) written out for one layer."""
+    A, B, a, b = (theta[f"{layer.key}.abmll_{part}"] for part in ("A", "B", "log_sd_A", "log_sd_B"))
+    s, c = layer.scaling[PRIOR], math.exp(layer.log_c[PRIOR] / 2)
+    return Normal(s * B @ A, s * torch.einsum("or,ri->oi", b.exp(), a.exp()) + c)
+
+
 def brute_sums(
     model: PeftModel, phi: dict, theta: dict, inputs: dict, mask: Tensor, rate: float
 ) -> tuple[Tensor, Tensor]:
@@ -83,6 +90,11 @@ def brute_sums(
             each = Normal(0.0, 1.0).log_prob(p.mean) + Gamma(torch.ones_like(tau), rate).log_prob(tau)
             kl.append((kl_divergence(q, p) * mask[..., None]).sum())
             hyper.append((each * mask[..., None]).sum())
+        elif layer.latents[PRIOR].name == "weight":
+            q, p = brute_weight(layer, phi), brute_weight(layer, theta)
+            tau = p.variance.reciprocal()
+            kl.append(kl_divergence(q, p).sum())
+            hyper.append((Normal(0.0, 1.0).log_prob(p.mean) + Gamma(torch.ones_like(tau), rate).log_prob(tau)).sum())
         else:
             (M_q, B_q, L_q), (M_p, B_p, L_p) = (
                 [t[f"{key}.abmll_{part}"] for part in ("A", "B", "L")] for t in (phi, theta)
@@ -159,7 +171,9 @@ def test_posterior_step_sums_the_kl_of_torch_distributions(latent, two, ids):
 # --- the prior's step ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("latent", "learn_log_c"), [("output", False), ("output", True), ("factor", False)])
+@pytest.mark.parametrize(
+    ("latent", "learn_log_c"), [("output", False), ("output", True), ("factor", False), ("weight", False)]
+)
 def test_prior_step_gives_theta_its_gradient_without_a_graph_through_the_model(latent, learn_log_c, two, ids):
     model, tokens = two(latent, learn_log_c=learn_log_c), who(ids)
     mode = Variational(5, TASK, PRIOR, update="prior", rate=0.03)
@@ -196,8 +210,9 @@ def test_prior_step_is_the_same_with_the_likelihood_and_a_graph(latent, two, ids
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_sampled_kl_of_factor_and_its_gradient_have_the_closed_mean(two):
-    model = two("factor")
+@pytest.mark.parametrize("latent", ["factor", "weight"])
+def test_sampled_kl_and_its_gradient_have_the_closed_mean(latent, two):
+    model = two(latent)
     layer = state.layers(model, TASK)[0]
     M = layer.abmll_A[PRIOR].weight
 
@@ -290,7 +305,7 @@ def test_output_draws_share_noise_as_their_scope_says(scope, shared, two):
             assert ((eps[:, 0, 0] * other).mean(0).abs() * math.sqrt(n)).max() < 4
 
 
-@pytest.mark.parametrize("latent", ["output", "factor"])
+@pytest.mark.parametrize("latent", ["output", "factor", "weight"])
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_a_draw_does_not_depend_on_batch_size_padding_or_order(latent, architecture, adapted, ids):
     model = adapted(latent, architecture)
@@ -338,7 +353,7 @@ def test_padding_does_not_count(two, ids):
     torch.testing.assert_close(*sums)
 
 
-@pytest.mark.parametrize("latent", ["output", "factor"])
+@pytest.mark.parametrize("latent", ["output", "factor", "weight"])
 def test_keys_samples_and_layers_each_give_another_draw(latent, adapted, ids):
     model = adapted(latent)
     out = []
@@ -493,7 +508,7 @@ def test_tokens_of_another_shape_are_refused(adapted, ids):
 # --- an adapter as tensors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latent", ["point", "output", "factor"])
+@pytest.mark.parametrize("latent", ["point", "output", "factor", "weight"])
 def test_the_task_adapter_comes_and_goes_without_a_trace(latent, adapted, ids, tmp_path):
     model = adapted(latent)
     before, names = state.read(model, PRIOR), [name for name, _ in model.named_parameters()]

@@ -72,7 +72,7 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model(input_ids=ids).logits
 
 
-@pytest.mark.parametrize("latent", ["point", "output", "factor"])
+@pytest.mark.parametrize("latent", ["point", "output", "factor", "weight"])
 def test_merging_goes_through_the_backend(latent, int16, shuffle, ids):
     base = logits(int16, ids)
     model = get_peft_model(int16, AbmllConfig(r=2, latent=latent)).eval()

@@ -32,7 +32,7 @@ def base(folder) -> Callable[[], torch.nn.Module]:
 def adapted(base) -> Callable[..., PeftModel]:
     def build(latent: str = "output", **config: object) -> PeftModel:
         torch.manual_seed(3)
-        variance = {"output": -3.0, "factor": -3.0, "point": None}[latent]
+        variance = {"output": -3.0, "factor": -3.0, "weight": -3.0, "point": None}[latent]
         return get_peft_model(base(), abmll.AbmllConfig(r=2, latent=latent, log_variance=variance, **config))
 
     return build
@@ -50,5 +50,5 @@ def learned(adapted, tokenizer, suite) -> dict[str, abmll.Prior]:
         latent: abmll.metatrain(
             adapted(latent), tokenizer, suite.train, tiny.settings("abmll" if latent != "point" else "reptile", latent)
         )
-        for latent in ("output", "factor", "point")
+        for latent in ("output", "factor", "weight", "point")
     }

@@ -39,12 +39,12 @@ def test_the_snippet_of_the_architecture_runs_as_it_is(base, tokenizer, suite, t
     assert prior.config.adapter.log_variance is None  # the model's own, not the config's
 
 
-@pytest.mark.parametrize("latent", ["output", "factor", "point"])
+@pytest.mark.parametrize("latent", ["output", "factor", "weight", "point"])
 def test_a_loaded_posterior_predicts_the_same_bits(latent, learned, tmp_path):
     task = abmll.adapt(learned[latent], SUPPORT, name="u0")
     before = task.predict(QUESTIONS, samples=4, seed=5)
     assert before.log_probs.shape[1] == (1 if latent == "point" else 4)
-    assert (before.mutual_information is None) == (latent == "output")
+    assert (before.mutual_information is None) == (latent in ("output", "weight"))
     task.save_pretrained(tmp_path / "a")
     again = abmll.load(tmp_path / "a")
     assert torch.equal(again.predict(QUESTIONS, samples=4, seed=5).log_probs, before.log_probs)

@@ -16,6 +16,7 @@ from tiny import settings
 CASES = [
     ("abmll", "output"),
     ("abmll", "factor"),
+    ("abmll", "weight"),
     ("reptile", "point"),
     ("multitask", "point"),
     ("sequential", "point"),

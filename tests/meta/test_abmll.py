@@ -13,7 +13,7 @@ from abmll.errors import UserError
 from abmll.meta import abmll
 
 STILL = 1e-30  # a rate at which no float32 parameter moves
-latents = pytest.mark.parametrize("latent", ["output", "factor"])
+latents = pytest.mark.parametrize("latent", ["output", "factor", "weight"])
 
 
 def at_outer_step(made, see):
@@ -99,8 +99,9 @@ def test_the_outer_step_reads_a_fresh_batch_or_the_last_one_again(learner):
         assert set(reads[2]).isdisjoint(reads[1]) == (outer_batch == "fresh")
 
 
-def test_factor_needs_no_batch_for_its_outer_step(learner):
-    made = learner("abmll", "factor")
+@pytest.mark.parametrize("latent", ["factor", "weight"])
+def test_a_kl_without_inputs_needs_no_batch_for_the_outer_step(latent, learner):
+    made = learner("abmll", latent)
     reads = collated(made)
     info = made.step(0)
     assert len(reads) == info.passes == 2
@@ -153,9 +154,10 @@ def test_beta_holds_phi_at_theta(latent, learner):
     assert distance(100.0) < 0.5 * distance(1e-6)
 
 
-def test_the_kl_of_factor_is_shared_among_the_episodes_batches(learner, monkeypatch):
+@pytest.mark.parametrize("latent", ["factor", "weight"])
+def test_a_kl_without_inputs_is_shared_among_the_episodes_batches(latent, learner, monkeypatch):
     """Batch loss = NLL + beta |batch| / (K |batch|) KL: K steps count the KL once."""
-    made, losses, parts = learner("abmll", "factor", beta=0.7), [], []
+    made, losses, parts = learner("abmll", latent, beta=0.7), [], []
     descend, terms = abmll.descend, abmll.terms
     monkeypatch.setattr(abmll, "descend", lambda loss, *a: losses.append(loss.item()) or descend(loss, *a))
     monkeypatch.setattr(abmll, "terms", lambda *a: parts.append(terms(*a)) or parts[-1])

@@ -15,8 +15,8 @@ from abmll.posterior import NonFiniteLossError
 from abmll.scoring import ContextConfig, Letters, ScoringConfig
 from abmll.tasks import Example, Task
 
-LATENTS = ("point", "output", "factor")
-PAIRS = [("abmll", "output"), ("abmll", "factor")]
+LATENTS = ("point", "output", "factor", "weight")
+PAIRS = [("abmll", "output"), ("abmll", "factor"), ("abmll", "weight")]
 PAIRS += [(name, latent) for name in ("reptile", "maml", "multitask", "sequential") for latent in LATENTS]
 battery = pytest.mark.parametrize(("name", "latent"), PAIRS)
 
@@ -42,8 +42,12 @@ def test_theta_moves_and_nothing_else_is_left_behind(name, latent, learner, prio
     assert now.keys() == before.keys()  # no working adapter
     assert model.active_adapters == [PRIOR]
     moved = {n.split(".")[-3] for n, p in now.items() if not torch.equal(p, before[n])}
-    variance = {"abmll": {"output": {"abmll_logvar_A", "abmll_logvar_B"}, "factor": {"abmll_L"}}}
-    assert moved == {"abmll_A", "abmll_B"} | variance.get(name, {}).get(latent, set())
+    variance = {
+        "output": {"abmll_logvar_A", "abmll_logvar_B"},
+        "factor": {"abmll_L"},
+        "weight": {"abmll_log_sd_A", "abmll_log_sd_B"},
+    }
+    assert moved == {"abmll_A", "abmll_B"} | (variance[latent] if name == "abmll" else set())
 
 
 @battery
@@ -93,12 +97,14 @@ def test_theta_learns_what_the_tasks_have_in_common(name, latent, learner, score
     ]
     settings = {"inner_steps": 4, "batch_size": 8, "episodes": 24}
     if name == "abmll":  # gamma 0: the hyperprior would spread the draws further
-        settings |= {"outer_lr": 0.05, "beta": 1e-2 if latent == "output" else 1.0, "gamma": 0.0}
+        settings |= {"outer_lr": 0.05, "beta": {"output": 1e-2, "factor": 1.0, "weight": 1e-3}[latent], "gamma": 0.0}
     if name == "maml":  # it promises a low loss K steps on (test_maml); with one short step that is theta's own
         settings |= {"inner_lr": 0.01, "outer_lr": 0.01, "inner_steps": 1, "episodes": 120, "tasks_per_step": 3}
     made = learner(name, latent, tasks=tasks, **settings)
     theta = state.read(made.model, PRIOR)  # the fixture's draws of A are too wide to learn anything by
-    state.write(made.model, PRIOR, {k: v.fill_(-6.0) if k.endswith("abmll_L") else v for k, v in theta.items()})
+    state.write(
+        made.model, PRIOR, {k: v.fill_(-6.0) if k.endswith("abmll_L") or "log_sd" in k else v for k, v in theta.items()}
+    )
 
     def nll():
         batches = [scorer.collate(t.name, t.examples) for t in tasks]

@@ -1,5 +1,6 @@
 """A fit against the same steps written out: plain torch layers, plain gradient descent, float64."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,13 @@ def normal_of(layer: AbmllLayer, tensors: dict[str, Tensor], x: Tensor) -> Norma
     return Normal(s * x @ A_m.T @ B_m.T, torch.exp((s * x @ A_l.T @ B_l.T + layer.log_c["default"]) / 2))
 
 
+def weight_of(layer: AbmllLayer, tensors: dict[str, Tensor]) -> Normal:
+    """`weight`: N(s B A, (s exp(b) exp(a) + c)^2) of one adapter, (d_out, d_in)."""
+    A, B, a, b = (tensors[f"{layer.key}.abmll_{part}"] for part in ("A", "B", "log_sd_A", "log_sd_B"))
+    s = layer.scaling["default"]
+    return Normal(s * B @ A, s * b.exp() @ a.exp() + math.exp(layer.log_c["default"] / 2))
+
+
 class Brute:
     """Every adapted layer in plain torch: y = W x + z and, summed in `kls`, what its KL is."""
 
@@ -56,6 +64,18 @@ class Brute:
         self.kls.append(each.sum() + (B - B_0).square().sum() / (2 * layer.b_variance["default"]))
         return layer.base_layer(x) + layer.scaling["default"] * x @ A.T @ B.T
 
+    def weight(self, layer: AbmllLayer, x: Tensor) -> Tensor:
+        """Each token has a weight of its own; the estimate is at one dense draw."""
+        q, p = weight_of(layer, self.phi), weight_of(layer, self.theta)
+        address = modes.current().tokens.address(self.key, layer.key_hash, 0, "token")
+        spread = torch.einsum("oi,bti->bto", q.variance, x.square()).sqrt()
+        z = x @ q.mean.T + spread * noise.normal(address, spread.shape[-1], x.dtype)
+        rows = torch.arange(len(q.mean))
+        W = q.mean + q.stddev * noise.normal(noise.fold(self.key, layer.key_hash, 0, rows), x.shape[-1], x.dtype)
+        each = kl_divergence(q, p) if self.estimate == "closed" else q.log_prob(W) - p.log_prob(W)
+        self.kls.append(each.sum())
+        return layer.base_layer(x) + z
+
     @contextmanager
     def patched(self, latent: str) -> Iterator[None]:
         layers = adapted_layers(self.model).values()
@@ -68,10 +88,10 @@ class Brute:
 
 @pytest.mark.parametrize("adapt_kl", [True, False])
 @pytest.mark.parametrize("estimate", ["closed", "sampled"])
-@pytest.mark.parametrize("latent", ["output", "factor"])
+@pytest.mark.parametrize("latent", ["output", "factor", "weight"])
 def test_the_steps_are_those_of_nll_plus_beta_kl(latent, estimate, adapt_kl, prior, fitted, scorer, monkeypatch):
-    """phi after four plain steps: batches of 4 of 6 rows, so that `factor` counts 4/6 of its KL a step."""
-    lr, beta = (2e-3, 0.5) if latent == "factor" else (1e-3, 0.05)
+    """phi after four plain steps: batches of 4 of 6 rows, so that a KL without inputs counts 4/6 of itself a step."""
+    lr, beta = {"output": (1e-3, 0.05), "factor": (2e-3, 0.5), "weight": (2e-3, 0.05)}[latent]
     monkeypatch.setattr(gradient, "adamw", lambda parameters, lr: torch.optim.SGD(parameters, lr))
     model = prior(latent, "gpt2", torch.float64)
     settings = {"steps": 4, "lr": lr, "beta": beta, "kl": estimate, "adapt_kl": adapt_kl}
@@ -86,7 +106,7 @@ def test_the_steps_are_those_of_nll_plus_beta_kl(latent, estimate, adapt_kl, pri
         with brute.patched(latent):
             nll, _ = scorer.nll(model, scorer.collate("u0", [SUPPORT[i] for i in rows]))
         kls.append(sum(brute.kls))
-        loss = nll + beta * (len(rows) / 6 if latent == "factor" else 1.0) * kls[-1] if adapt_kl else nll
+        loss = nll + beta * (len(rows) / 6 if latent != "output" else 1.0) * kls[-1] if adapt_kl else nll
         gradients = torch.autograd.grad(loss, list(phi.values()))
         wanted.append(loss.item())
         phi = {k: (p - lr * g).detach().requires_grad_() for (k, p), g in zip(phi.items(), gradients, strict=True)}
@@ -97,7 +117,7 @@ def test_the_steps_are_those_of_nll_plus_beta_kl(latent, estimate, adapt_kl, pri
         torch.testing.assert_close(tensor, phi[name].detach(), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("latent", ["output", "factor"])
+@pytest.mark.parametrize("latent", ["output", "factor", "weight"])
 def test_the_kl_pulls_back_to_the_prior(latent, fitted, prior):
     """Not only present: with a large beta phi stays nearer to theta, measured by the KL itself."""
     theta = state.read(prior(latent), state.PRIOR)
@@ -149,7 +169,10 @@ def test_a_point_fit_equals_a_lora_loop_written_by_hand(base, prior, fitted):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "latent"), [("point", "point"), ("variational", "output"), ("variational", "factor")])
+@pytest.mark.parametrize(
+    ("name", "latent"),
+    [("point", "point"), ("variational", "output"), ("variational", "factor"), ("variational", "weight")],
+)
 def test_checkpointing_and_a_bfloat16_base_change_no_step(name, latent, dtype, prior, fitted):
     results = []
     for checkpointed in (False, True):

@@ -16,6 +16,7 @@ from abmll.predict import predict
 
 PAIRS = [("none", "point"), ("none", "output"), ("none", "factor"), ("point", "point"), ("point", "output")]
 PAIRS += [("point", "factor"), ("variational", "output"), ("variational", "factor")]
+PAIRS += [("none", "weight"), ("point", "weight"), ("variational", "weight")]
 SAMPLING = ("laplace", "blob", "swag", "inducing", "tfb", "dropout", "ensemble")
 PAIRS += [(name, latent) for name in ("map", *SAMPLING) for latent in ("point", "factor")]
 SAMPLING += ("variational",)
@@ -56,7 +57,12 @@ def test_fitting_and_predicting_leave_prior_and_base_as_they_were(name, latent, 
 def test_what_a_fit_trains(name, latent, fitted, prior):
     start, tensors = state.read(prior(latent), PRIOR), fitted(name, latent).tensors
     moved = {k.rpartition(".")[2] for k in tensors if not torch.equal(tensors[k], start[k])}
-    parts = {"output": {"abmll_logvar_A", "abmll_logvar_B"}, "factor": {"abmll_L"}, "point": set()}[latent]
+    parts = {
+        "output": {"abmll_logvar_A", "abmll_logvar_B"},
+        "factor": {"abmll_L"},
+        "weight": {"abmll_log_sd_A", "abmll_log_sd_B"},
+        "point": set(),
+    }[latent]
     special = {"none": set(), "variational": {"abmll_A", "abmll_B", *parts}}
     assert moved == special.get(name, {"abmll_A", "abmll_B"})
 
@@ -153,11 +159,12 @@ def test_whether_the_spread_is_missing_knowledge(name, latent, fitted):
     posterior = fitted(name, latent)
     prediction = predict(posterior, QUERY, samples=8)
     assert posterior.epistemic == (latent == "factor" or name in SAMPLING[:-1])
-    if name == "variational" and latent == "output":
+    if name == "variational" and latent in ("output", "weight"):
         assert prediction.mutual_information is None
-        shared = fitted(name, latent, scope="sequence")
-        assert shared.epistemic
-        assert predict(shared, QUERY, samples=8).mutual_information.min() >= 0
+        for scope in ("sequence", "batch"):
+            shared = fitted(name, latent, scope=scope)
+            assert shared.epistemic
+            assert predict(shared, QUERY, samples=8).mutual_information.min() >= 0
     elif name in SAMPLING:
         assert prediction.mutual_information.max() > 0
     else:
@@ -194,7 +201,9 @@ def test_the_mean_may_be_trained_on_instead_of_draws(fitted):
 
 
 def test_variational_on_a_point_is_refused_with_the_way_out(fitted):
-    with pytest.raises(UserError, match="its latent is 'point'; use posterior 'point', or latent 'output' or 'factor'"):
+    with pytest.raises(
+        UserError, match="its latent is 'point'; use posterior 'point', or latent 'output', 'factor' or 'weight'"
+    ):
         fitted("variational", "point")
 
 

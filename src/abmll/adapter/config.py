@@ -12,8 +12,8 @@ from abmll.errors import UserError, unknown
 from abmll.settings import check_modules, check_number
 
 # Where a log-variance starts if nothing is said. `output`: the published value, a standard deviation of 4.5e-5.
-# `factor`: a standard deviation of 0.0025 of the elements of A.
-START_LOG_VARIANCE = {"point": 0.0, "output": -20.0, "factor": 2.0 * math.log(0.0025)}
+# `factor`: a standard deviation of 0.0025 of the elements of A. `weight`: the least standard deviation is e^-10.
+START_LOG_VARIANCE = {"point": 0.0, "output": -20.0, "factor": 2.0 * math.log(0.0025), "weight": -20.0}
 
 
 @dataclass
@@ -40,11 +40,15 @@ class AbmllConfig(PeftConfig):  # type: ignore[misc]
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Other modules to train and save."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Set by itself: True for GPT-2's Conv1D layers."})
     latent: str = field(
-        default="output", metadata={"help": "Where the Gaussian lives: 'output', 'factor', or 'point' for none."}
+        default="output",
+        metadata={"help": "Where the Gaussian lives: 'output', 'factor', 'weight', or 'point' for none."},
     )
     log_variance: float | None = field(
         default=None,
-        metadata={"help": "Start of the log-variance: log c of 'output', L of 'factor'. None: -20 and 2 log 0.0025."},
+        metadata={
+            "help": "Start of the log-variance: log c of 'output', L of 'factor', 2 log c of 'weight'. None: -20, "
+            "2 log 0.0025, -20."
+        },
     )
     learn_log_c: bool = field(
         default=False, metadata={"help": "'output': learn log c, one scalar a layer (B_l A_l x alone has no bias)."}

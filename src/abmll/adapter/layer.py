@@ -25,7 +25,10 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     the latent's choice.
     """
 
-    adapter_layer_names = ("abmll_A", "abmll_B", "abmll_logvar_A", "abmll_logvar_B", "abmll_log_c", "abmll_L")
+    adapter_layer_names = (
+        *("abmll_A", "abmll_B", "abmll_logvar_A", "abmll_logvar_B", "abmll_log_c", "abmll_L"),
+        *("abmll_log_sd_A", "abmll_log_sd_B"),
+    )
     other_param_names = ("r", "lora_alpha", "scaling", "latents", "log_c", "b_variance", "lora_dropout")
 
     if TYPE_CHECKING:  # nn.Module's own __getattr__ hides what the PEFT mixin has

@@ -96,8 +96,8 @@ def remove_task_adapter(model: PeftModel) -> None:
 def totals(model: PeftModel, mode: Variational) -> tuple[Tensor, Tensor]:
     """(KL(posterior || prior), log hyperprior) of the whole adapter after a forward in `mode`, in nats, summed.
 
-    `output`: over the layers, the coordinates and the tokens that were counted. `factor`: over the parameters, and no
-    forward is needed. The hyperprior is computed for the prior's step only, else 0.
+    `output`: over the layers, the coordinates and the tokens that were counted. `factor`, `weight`: over the parameters
+    or the weights they make, and no forward is needed. The hyperprior is computed for the prior's step only, else 0.
     """
     if latent_of(model, mode.posterior).uses_inputs:
         return mode.sink.total()

@@ -47,7 +47,7 @@ class AdapterSettings:
     """The adapter's settings; see `AbmllConfig`, which they become.
 
     Attributes:
-        latent: where the Gaussian lives: `output`, `factor`, or `point` for none.
+        latent: where the Gaussian lives: `output`, `factor`, `weight`, or `point` for none.
         r: rank.
         lora_alpha: the update is scaled by lora_alpha / r.
         target_modules: names or regex of the layers to adapt; None: the architecture's default.
@@ -56,7 +56,7 @@ class AdapterSettings:
         b_variance: `factor`: prior variance v_B of the point factor B.
     """
 
-    latent: Literal["output", "factor", "point"] = "output"
+    latent: Literal["output", "factor", "weight", "point"] = "output"
     r: int = 8
     lora_alpha: float = 16
     target_modules: list[str] | str | None = None
@@ -308,5 +308,5 @@ def check(config: RunConfig) -> None:
     needs_variance = [n for n in ("abmll", "variational") if n in (config.meta.name, config.posterior.name)]
     if needs_variance and config.adapter.latent == "point":
         raise UserError(
-            f"{needs_variance[0]!r} needs a variance, but adapter.latent is 'point'; use 'output' or 'factor'"
+            f"{needs_variance[0]!r} needs a variance, but adapter.latent is 'point'; use 'output', 'factor' or 'weight'"
         )

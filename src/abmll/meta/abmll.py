@@ -37,7 +37,7 @@ class Abmll(MetaLearner):
         if not latent.has_variance:
             raise UserError(
                 f"meta-learner 'abmll' needs an adapter with a variance, but its latent is {latent.name!r}; "
-                "use latent 'output' or 'factor'"
+                "use latent 'output', 'factor' or 'weight'"
             )
         state.ensure_task_adapter(self.model)
         if self.config.outer == "adamw":
@@ -128,7 +128,7 @@ class Abmll(MetaLearner):
         return done, tokens
 
     def _outer(self, episode: Episode) -> tuple[Terms, int]:
-        """KL and hyperprior with a graph to theta alone. `factor` needs no batch for them."""
+        """KL and hyperprior with a graph to theta alone. `factor` and `weight` need no batch for them."""
         mode = self._mode(episode, self.config.inner_steps, "prior")
         if not state.latent_of(self.model).uses_inputs:
             with modes.use(self.model, mode):

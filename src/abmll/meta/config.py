@@ -35,7 +35,7 @@ class MetaConfig:
         order: tasks in `shuffled` passes, or in their `fixed` order (reference code); `multitask` has none.
         kl: `abmll`: the closed form, or the one-sample estimate (reference code).
         draw: `abmll`: inner steps on draws of the posterior; False: on its mean.
-        scope: `abmll`, latent `output`: noise per token, sequence or batch.
+        scope: `abmll`, latents `output` and `weight`: noise per token, sequence or batch.
         examples_per_task: use only so many examples of each train task (drawn by seed); None: all.
         step_size: `reptile`: first step towards the adapted weights, falls linearly to 0; `abmll` with the `natural`
             outer step: the part of the way to the task's own optimum that theta takes.

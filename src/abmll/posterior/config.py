@@ -30,7 +30,7 @@ class PosteriorConfig:
         adapt_kl: `variational`: False: leave the KL out while adapting (it has no gradient in the reference code).
         kl: `variational`: the closed form, or the one-sample estimate.
         draw: `variational`: train on draws of the posterior; False: on its mean.
-        scope: latent `output`: a fresh noise per token, per sequence or per batch.
+        scope: latents `output` and `weight`: a fresh noise per token, per sequence or per batch.
         samples: posterior draws that predictions average; 0: predict with the mean.
         prior_variance: `map`, `laplace`, `blob`: of the weights where the start has learned none.
         laplace: settings of `laplace`.

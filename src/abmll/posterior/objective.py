@@ -46,7 +46,7 @@ def terms(model: Any, scorer: Scorer[Any], batch: Batch, mode: modes.Mode) -> Te
 def kl_share(model: Any, share: float) -> float:
     """The part of the KL that belongs to one batch, which holds `share` = |batch| / n of the examples.
 
-    `output`: 1, the KL is itself a sum over the batch's tokens. `factor`: `share`, because its KL is one number however
+    `output`: 1, the KL is itself a sum over the batch's tokens. Else `share`, because the KL is one number however
     many of the n examples are seen at once.
     """
     return 1.0 if state.latent_of(model).uses_inputs else share

@@ -30,7 +30,7 @@ class Variational(Gradient):
         if not latent.has_variance:
             raise UserError(
                 f"posterior 'variational' needs an adapter with a variance, but its latent is {latent.name!r}; "
-                "use posterior 'point', or latent 'output' or 'factor'"
+                "use posterior 'point', or latent 'output', 'factor' or 'weight'"
             )
 
     def mode(self, seed: int, step: int) -> modes.Variational:
@@ -45,7 +45,7 @@ class Variational(Gradient):
         )
 
     def loss(self, batch: Batch, share: float, seed: int, step: int) -> Tensor:
-        """NLL and beta times the KL: the batch's tokens' own (`output`), or the batch's share of it (`factor`)."""
+        """NLL and beta times the KL: the batch's tokens' own (`output`), or the batch's share of it."""
         parts = terms(self.model, self.scorer, batch, self.mode(seed, step))
         if not self.config.adapt_kl:
             return parts.nll

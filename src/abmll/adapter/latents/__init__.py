@@ -4,7 +4,8 @@ from abmll.adapter.latents.base import Latent
 from abmll.adapter.latents.factor import Factor
 from abmll.adapter.latents.output import Output
 from abmll.adapter.latents.point import Point
+from abmll.adapter.latents.weight import Weight
 
-LATENTS: dict[str, Latent] = {latent.name: latent for latent in (Point(), Output(), Factor())}
+LATENTS: dict[str, Latent] = {latent.name: latent for latent in (Point(), Output(), Factor(), Weight())}
 
-__all__ = ["LATENTS", "Factor", "Latent", "Output", "Point"]
+__all__ = ["LATENTS", "Factor", "Latent", "Output", "Point", "Weight"]

@@ -30,4 +30,6 @@ class Point(Latent):
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """Refused: the KL between two points is zero or infinite."""
-        raise TypeError("latent 'point' has no KL divergence; use latent 'output' or 'factor' for a variational step")
+        raise TypeError(
+            "latent 'point' has no KL divergence; use latent 'output', 'factor' or 'weight' for a variational step"
+        )
