@@ -27,6 +27,8 @@ def compare(
     seeds: str = "1,2,3",
     shots: int = 16,
     query: int | None = 100,
+    ood: str | None = None,
+    ood_query: int = 50,
     baseline: str | None = None,
     own: Path | None = None,
     validation: float = 0.0,
@@ -47,6 +49,9 @@ def compare(
         seeds: such as 1,2,3: of training, support draw, adaptation and prediction.
         shots: labelled examples a task.
         query: scored examples a task; null for all the others.
+        ood: a suite whose questions are not a task's own (the same suite: those of its other tasks); also told is the
+            AUROC with which confidence, entropy and mutual information tell them apart.
+        ood_query: how many of them a task.
         baseline: the method that the others are compared with; by default lora, else the first.
         own: YAML file with settings of single methods, such as 'lora: {meta: {inner_lr: 1e-4}}'.
         validation: share of the train tasks that no method learns from, where the suite names no validation tasks.
@@ -59,7 +64,7 @@ def compare(
     from abmll.experiment import folders
     from abmll.experiment.config import read_mapping
     from abmll.experiment.grid import budget, methods_of, unequal
-    from abmll.tasks import hold_out_validation, load_suite
+    from abmll.tasks import Foreign, hold_out_validation, load_suite
 
     if processes < 1:
         raise UserError(f"--processes {processes}; at least 1 is needed")
@@ -76,6 +81,7 @@ def compare(
     chosen = tuple(number_list(seeds, "--seeds"))
     tasks = load_suite(suite)
     tasks = hold_out_validation(tasks, validation, seed=0) if validation else tasks
+    foreign = None if ood is None else Foreign(tasks if ood == suite else load_suite(ood), ood_query)
     folders.writable(output, suite, Path(made[0].config.model.name) / "config.json")
     if not resume:
         folders.refuse_existing(output, overwrite)
@@ -86,7 +92,7 @@ def compare(
     from abmll.experiment.compare_result import conclude
 
     default = "lora" if "lora" in names else names[0]
-    plan = Plan(made, tasks, chosen, shots, query, baseline or default, weight_prior_floor)
+    plan = Plan(made, tasks, chosen, shots, query, baseline or default, weight_prior_floor, foreign)
     check_plan(plan)
     open_output(plan, output, resume, overwrite)
     for line in [f"unequal budgets, {line}" for line in differences] or [budget(made, shots)]:

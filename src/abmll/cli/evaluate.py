@@ -25,6 +25,8 @@ def evaluate(
     output: Path,
     shots: int = 16,
     query: int | None = 100,
+    ood: str | None = None,
+    ood_query: int = 50,
     seeds: str = "1",
     method: str | None = None,
     preset: str | None = None,
@@ -40,6 +42,9 @@ def evaluate(
         output: the result folder to write: cells, result.json, table.md.
         shots: labelled examples a task.
         query: scored examples a task; null for all the others.
+        ood: a suite whose questions are not a task's own (the same suite: those of its other tasks); also told is the
+            AUROC with which confidence, entropy and mutual information tell them apart.
+        ood_query: how many of them a task.
         seeds: such as 1,2,3: of support draw, adaptation and prediction.
         method: the row's name in the table.
         preset: settings of a published system, for a base model as START.
@@ -47,10 +52,11 @@ def evaluate(
         overwrite: replace an output folder that exists.
     """
     from abmll.experiment import folders
-    from abmll.tasks import load_suite
+    from abmll.tasks import Foreign, load_suite
 
     chosen = number_list(seeds, "--seeds")
     tasks = load_suite(suite)
+    foreign = None if ood is None else Foreign(tasks if ood == suite else load_suite(ood), ood_query)
     folders.writable(output, start, suite)
     if not (resume and (output / folders.IDENTITY).is_file()):
         folders.refuse_existing(output, overwrite)
@@ -79,6 +85,7 @@ def evaluate(
                 shots=shots,
                 query=query,
                 seeds=chosen,
+                foreign=foreign,
                 method=method,
                 resume=resume,
                 overwrite=overwrite,

@@ -113,8 +113,9 @@ def _do(start: Start, plan: Plan, output: Path, tell: Tell) -> None:
         except Exception as error:
             tell(_failed(method, seed, None, error, len(missing[method.name])))
             continue
-        protocol = Protocol(plan.shots, plan.query, seed)
         for task, where in missing[method.name]:
+            foreign = plan.foreign if task in plan.suite.test else None  # validation tasks only learn a temperature
+            protocol = Protocol(plan.shots, plan.query, seed, foreign)
             try:
                 check_examples(prior.scorer, task.name, task.examples)
                 config = prior.config.posterior

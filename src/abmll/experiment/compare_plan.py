@@ -21,6 +21,7 @@ from abmll.experiment.grid import Method, check_floor, fingerprint
 from abmll.experiment.models import resolve
 from abmll.experiment.results import check_protocol
 from abmll.experiment.tempered import VALIDATION
+from abmll.tasks.foreign import Foreign
 from abmll.tasks.splits import suite_hash
 from abmll.tasks.task import Suite, Task
 
@@ -39,6 +40,7 @@ class Plan:
         query: scored examples a task; None: all the others.
         baseline: the method that the others are compared with.
         floor: of the empirical priors' variances.
+        foreign: questions that are not the test tasks' own, which every method is asked too; None: none.
     """
 
     methods: tuple[Method, ...]
@@ -48,6 +50,7 @@ class Plan:
     query: int | None
     baseline: str
     floor: float
+    foreign: Foreign | None = None
 
     @property
     def fitted(self) -> list[Method]:
@@ -79,7 +82,7 @@ def check_plan(plan: Plan) -> None:
     """UserError for what would fail only after hours: tasks, rows, a model's folder, validation tasks."""
     for method in plan.methods:
         resolve(method.config.model.name)
-        check_protocol(method.config, plan.suite, plan.shots, plan.query, plan.seeds)
+        check_protocol(method.config, plan.suite, plan.shots, plan.query, plan.seeds, plan.foreign)
         if (method.config.meta.name != "none" or method.empirical) and not plan.suite.train:
             raise UserError(f"suite {plan.suite.name!r} has no train task for method {method.name!r} to learn from")
         if method.empirical:
@@ -99,7 +102,10 @@ def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None
     identity = {
         "kind": "compare",
         "suite_hash": suite_hash(plan.suite),
-        "protocol": {"shots": plan.shots, "query": plan.query},
+        "protocol": {
+            **{"shots": plan.shots, "query": plan.query},
+            **({} if plan.foreign is None else {"foreign": plan.foreign.facts}),
+        },
     }
     if not (resume and (output / folders.IDENTITY).is_file()):
         if (output / folders.IDENTITY).is_file() and not overwrite:

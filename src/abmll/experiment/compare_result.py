@@ -65,7 +65,10 @@ def conclude(plan: Plan, output: Path, failures: Sequence[Failure]) -> tuple[Sum
         "kind": "compare",
         "suite": plan.suite.name,
         "suite_hash": suite_hash(plan.suite),
-        "protocol": {"shots": plan.shots, "query": plan.query, "seeds": list(plan.seeds)},
+        "protocol": {
+            **{"shots": plan.shots, "query": plan.query, "seeds": list(plan.seeds)},
+            **({} if plan.foreign is None else {"foreign": plan.foreign.facts}),
+        },
         "tasks": [task.name for task in plan.suite.test],
         "baseline": plan.baseline if plan.baseline in stored else None,
         "methods": entries,

@@ -12,22 +12,28 @@ import numpy as np
 
 from abmll.experiment.cost import peak_memory, texts_read
 from abmll.experiment.paper import paper_arrays, wants_paper
+from abmll.experiment.spread import layer_std
 from abmll.experiment.stored import Outcome, cell_path, readable, store
 from abmll.metrics import Cell
 from abmll.posterior import PosteriorConfig, WeightPrior, make_posterior
 from abmll.predict import predict
 from abmll.scoring import Scorer
+from abmll.tasks.foreign import Foreign
 from abmll.tasks.splits import draw_rows
 from abmll.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What a task's evaluation sees: `shots` labelled examples, `query` scored ones, drawn by `seed`."""
+    """What a task's evaluation sees: `shots` labelled examples, `query` scored ones, drawn by `seed`.
+
+    `foreign`: also questions that are not the task's own; None: none.
+    """
 
     shots: int = 16
     query: int | None = 100
     seed: int = 1
+    foreign: Foreign | None = None
 
 
 def evaluate_task(
@@ -53,12 +59,15 @@ def evaluate_task(
         losses = posterior.fit(rows.support, protocol.seed)
     seconds_adapt = time.perf_counter() - began
     outcomes = {}
-    texts = {text for e in (*rows.support, *rows.query) for text in (e.input, *e.options)}
+    foreign, names = (None, None) if protocol.foreign is None else protocol.foreign.draw(task, protocol.seed)
+    texts = {text for e in (*rows.support, *rows.query, *(foreign or ())) for text in (e.input, *e.options)}
     paper = paper_arrays(posterior, rows.query) if wants_paper(scorer) else None
     for S in samples:
         began = time.perf_counter()
         with peak_memory(model) as predicting, texts_read(model) as read:
             prediction = predict(posterior, rows.query, samples=S, seed=protocol.seed)
+        seconds = time.perf_counter() - began
+        outside = predict(posterior, foreign, samples=S, seed=protocol.seed).log_probs.numpy() if foreign else None
         cell = Cell(
             method=method,
             task=task.name,
@@ -69,8 +78,9 @@ def evaluate_task(
             fixed_labels=all(e.options == task.examples[0].options for e in task.examples),  # one order, too
             token_noise=S > 0 and not prediction.epistemic,
             rows=rows.query_rows,
+            outside=outside,
+            outside_rows=names,
         )
-        seconds = time.perf_counter() - began
         cut = len({(task.name, text) for text in texts} & scorer.truncated)
         crowded = len({(task.name, text) for text in texts} & posterior.scorer.crowded)
         outcomes[S] = Outcome(
@@ -84,6 +94,7 @@ def evaluate_task(
             paper,
             crowded,
             max(fitting.bytes, predicting.bytes),
+            layer_std(posterior, S, protocol.seed),
         )
     return outcomes
 

@@ -16,6 +16,7 @@ from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
 from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper, readable
 from abmll.metrics import Summary, summarise
+from abmll.tasks.foreign import Foreign
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
 
@@ -41,6 +42,7 @@ def evaluate_suite(
     shots: int = 16,
     query: int | None = 100,
     seeds: Sequence[int] = (1,),
+    foreign: Foreign | None = None,
     method: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,6 +57,7 @@ def evaluate_suite(
         shots: labelled examples a task.
         query: scored examples a task; None: all the others.
         seeds: of support draw, adaptation and prediction.
+        foreign: questions that are not a task's own, and how many, to be told from them by their uncertainty.
         method: the row's name in the table; None: meta-learner and posterior.
         resume: keep the cells that `output` has from the same start, suite and protocol.
         overwrite: replace what `output` has.
@@ -63,7 +66,7 @@ def evaluate_suite(
     Raises:
         UserError: no test task, one with too few examples, or an `output` that is in the way.
     """
-    check_protocol(prior.config, suite, shots, query, seeds)
+    check_protocol(prior.config, suite, shots, query, seeds, foreign)
     for task in suite.test:
         check_examples(prior.scorer, task.name, task.examples)
     samples = prior.config.posterior.samples
@@ -71,7 +74,10 @@ def evaluate_suite(
         "config_hash": prior.config.hash(),
         "prior_hash": prior.hash,
         "suite_hash": suite_hash(suite),
-        "protocol": {"shots": shots, "query": query, "samples": samples},
+        "protocol": {
+            **{"shots": shots, "query": query, "samples": samples},
+            **({} if foreign is None else {"foreign": foreign.facts}),
+        },
     }
     folder = _open(Path(output), identity, resume, overwrite)
     done = 0
@@ -84,7 +90,7 @@ def evaluate_suite(
                     observe(Seen(done + 1, len(seeds) * len(suite.test), task, seed, outcomes[samples]))
 
             if not stored:
-                protocol = Protocol(shots, query, seed)
+                protocol = Protocol(shots, query, seed, foreign)
                 evaluate(
                     prior.model,
                     prior.scorer,
@@ -100,7 +106,14 @@ def evaluate_suite(
     return _conclude(folder, prior, suite, identity, name, seeds)
 
 
-def check_protocol(config: RunConfig, suite: Suite, shots: int, query: int | None, seeds: Sequence[int]) -> None:
+def check_protocol(
+    config: RunConfig,
+    suite: Suite,
+    shots: int,
+    query: int | None,
+    seeds: Sequence[int],
+    foreign: Foreign | None = None,
+) -> None:
     """UserError where these settings cannot be evaluated on the suite's test tasks with so many rows."""
     if not suite.test:
         raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
@@ -118,6 +131,8 @@ def check_protocol(config: RunConfig, suite: Suite, shots: int, query: int | Non
             raise UserError(
                 f"task {task.name!r} has {len(task)} examples, of which {shots} are the support: none is left to score"
             )
+        if foreign is not None:
+            foreign.draw(task, seeds[0])
 
 
 def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> Path:

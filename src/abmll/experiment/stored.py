@@ -7,7 +7,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Outcome:
         paper: the paper's own arrays (`paper.paper_arrays`), where the run is scored as the paper scores.
         crowded: questions whose prompt had no room for every demonstration.
         peak_memory: bytes (`cost.peak_memory`), of adaptation or prediction, whichever took more.
+        layer_std: how wide the posterior is, by layer (`spread.layer_std`).
     """
 
     cell: Cell
@@ -47,6 +48,7 @@ class Outcome:
     paper: Arrays | None = None
     crowded: int = 0
     peak_memory: int = 0
+    layer_std: Mapping[str, float] = field(default_factory=dict)
 
 
 def cell_path(folder: Path, task: str, seed: int) -> Path:
@@ -56,7 +58,10 @@ def cell_path(folder: Path, task: str, seed: int) -> Path:
 
 
 def store(folder: Path, outcome: Outcome) -> Path:
-    """Write one cell whole or not at all: log_probs (n, S, C) float32, labels, rows, and its facts as JSON."""
+    """Write one cell whole or not at all: log_probs (n, S, C) float32, labels, rows, and its facts as JSON.
+
+    Also `outside` (m, S, C') float32 and `outside_rows`, where questions from outside the task were asked.
+    """
     c = outcome.cell
     path = cell_path(folder, c.task, c.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +79,7 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "losses": outcome.losses,
         "query_missing": outcome.query_missing,
         "crowded": outcome.crowded,
+        **({"layer_std": dict(outcome.layer_std)} if outcome.layer_std else {}),
     }
     temporary = beside(path)
     arrays: dict[str, Any] = {
@@ -81,6 +87,8 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "labels": np.asarray(c.labels, dtype=np.int64),
         "rows": np.asarray(c.rows, dtype=np.int64),
         "facts": np.array(json.dumps(facts)),
+        **({} if c.outside is None else {"outside": np.asarray(c.outside, dtype=np.float32)}),
+        **({} if c.outside_rows is None else {"outside_rows": np.array(list(c.outside_rows))}),
         **{f"paper_{name}": array for name, array in (outcome.paper or {}).items()},
     }
     with temporary.open("wb") as file:
@@ -129,5 +137,7 @@ def load_cells(folder: Path, method: str) -> Iterator[tuple[Cell, dict[str, Any]
                 fixed_labels=facts["fixed_labels"],
                 token_noise=facts["token_noise"],
                 rows=tuple(data["rows"].tolist()),
+                outside=data["outside"] if "outside" in data.files else None,
+                outside_rows=tuple(data["outside_rows"].tolist()) if "outside_rows" in data.files else None,
             )
         yield cell, facts

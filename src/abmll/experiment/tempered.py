@@ -48,6 +48,7 @@ def write_tempered(fitted: Path, folder: Path, seed: int, tasks: Collection[str]
         tempered = replace(
             cell,
             log_probs=apply_temperature(mixture(draws), t)[:, None, :],
+            outside=None if cell.outside is None else apply_temperature(mixture(cell.outside), t)[:, None, :],
             token_noise=cell.token_noise or draws.shape[1] > 1,  # what the draws disagreed about is not in one mixture
         )
         store(

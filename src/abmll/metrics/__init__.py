@@ -10,7 +10,7 @@ from abmll.metrics.cells import Cell
 from abmll.metrics.noise_floor import NullECE, ece_corrected, ece_null
 from abmll.metrics.paired import PairedTest, holm, paired_t, paired_test, sign_flip, swap_test, task_differences
 from abmll.metrics.predictive import Uncertainty, entropy, mixture, uncertainty
-from abmll.metrics.ranking import RiskCoverage, aurc, auroc, risk_coverage
+from abmll.metrics.ranking import RiskCoverage, aurc, auroc, risk_coverage, separation
 from abmll.metrics.summary import summarise
 from abmll.metrics.table import Comparison, Estimate, MethodRow, Summary
 
@@ -48,6 +48,7 @@ __all__ = [
     "predicted",
     "reliability",
     "risk_coverage",
+    "separation",
     "sign_flip",
     "summarise",
     "swap_test",

@@ -13,8 +13,9 @@ from abmll.metrics.accuracy import macro_f1
 from abmll.metrics.calibration import classwise_ece, ece
 from abmll.metrics.cells import Scored
 from abmll.metrics.inputs import FloatArray
+from abmll.metrics.keyed import generator
 from abmll.metrics.noise_floor import classwise_ece_null, ece_null
-from abmll.metrics.ranking import aurc, auroc
+from abmll.metrics.ranking import aurc, auroc, separation
 
 Better = Literal["higher", "lower"]
 NULL_DRAWS = 400  # a cell; averaged over cells
@@ -33,6 +34,7 @@ class CellMetric:
         null: (cell, seed) -> what a perfectly calibrated model with the same probabilities would show at this n, for
             calibration errors; methods are then compared on the excess over it.
         fixed_labels: only for cells whose columns mean the same label in each row.
+        outside: only for cells that were asked questions from outside the task.
     """
 
     name: str
@@ -42,9 +44,12 @@ class CellMetric:
     resampled: Callable[[Scored, FloatArray], FloatArray]
     null: Callable[[Scored, int], float] | None = None
     fixed_labels: bool = False
+    outside: bool = False
 
     def applies(self, cell: Scored) -> bool:
         """Has the metric a meaning for this cell?"""
+        if self.outside and cell.outside is None:
+            return False
         return cell.cell.fixed_labels or not self.fixed_labels
 
 
@@ -95,6 +100,9 @@ def cell_metrics(bins: int = 15, second_bins: int = 10) -> tuple[CellMetric, ...
         _mean("ece_per_example", None, (0.0, 1.0), lambda c: np.abs(c.confidence - c.correct)),
         _mean("entropy", None, (0.0, np.inf), lambda c: c.entropy),
         _mean("mutual_information", None, (0.0, np.inf), _information),
+        _separation("ood_confidence", lambda c: None if c.outside is None else (-c.confidence, -c.outside.confidence)),
+        _separation("ood_entropy", lambda c: None if c.outside is None else (c.entropy, c.outside.entropy)),
+        _separation("ood_mutual_information", _disagreements),
     )
 
 
@@ -129,3 +137,35 @@ def _auroc(cell: Scored) -> float:
 
 def _information(cell: Scored) -> FloatArray:
     return np.full(len(cell), np.nan) if cell.mutual_information is None else cell.mutual_information
+
+
+def _separation(name: str, sides: Callable[[Scored], tuple[FloatArray, FloatArray] | None]) -> CellMetric:
+    """AUROC of an uncertainty for questions from outside; NaN where `sides` gives None.
+
+    Both sides are resampled; the weights of the outer one are a function of (task, seed), the same for every method.
+    """
+
+    def value(cell: Scored) -> float:
+        both = sides(cell)
+        return np.nan if both is None else separation(*both)
+
+    def resampled(cell: Scored, W: FloatArray) -> FloatArray:
+        both = sides(cell)
+        if both is None:
+            return np.full(len(W), np.nan)
+        inside, outside = both
+        rng = generator(0, "outside", cell.cell.task, cell.cell.seed)
+        weights = np.concatenate((W, rng.standard_exponential((len(W), len(outside)))), axis=1)
+        belongs = np.repeat([0.0, 1.0], [len(inside), len(outside)])
+        return weighted.weighted_auroc(np.concatenate((inside, outside)), belongs, weights)
+
+    return CellMetric(name, "higher", (0.0, 1.0), value, resampled, outside=True)
+
+
+def _disagreements(cell: Scored) -> tuple[FloatArray, FloatArray] | None:
+    """None where disagreement of draws is not defined: token noise, or a single draw."""
+    if cell.outside is None or cell.samples < 2:
+        return None
+    if cell.mutual_information is None or cell.outside.mutual_information is None:
+        return None
+    return cell.mutual_information, cell.outside.mutual_information

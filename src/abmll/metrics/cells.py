@@ -31,6 +31,9 @@ class Cell:
         rows: (n,) names of the examples within the task. With them, an example that several seeds share is resampled
             once for all of them; None: the examples of different seeds are taken as different.
         expected_entropy: (n,) mean entropy of the samples, nats, for analytic methods that store only the mixture.
+        outside: (m, S, C') or (m, C') as `log_probs`, of questions that do not belong to the task; None: none were
+            asked. They have no right answer: what counts is whether they look less certain.
+        outside_rows: (m,) names of those questions: the same for every method that was asked them.
     """
 
     method: str
@@ -43,6 +46,23 @@ class Cell:
     token_noise: bool = False
     rows: Sequence[Hashable] | None = None
     expected_entropy: ArrayLike | None = None
+    outside: ArrayLike | None = None
+    outside_rows: Sequence[Hashable] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Certainty:
+    """How sure a method is of each question, whatever the right answer; (n,) float64.
+
+    Attributes:
+        confidence: probability of the most probable option.
+        entropy: of the mixture, nats.
+        mutual_information: nats; None under token noise.
+    """
+
+    confidence: FloatArray
+    entropy: FloatArray
+    mutual_information: FloatArray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +81,8 @@ class Scored:
         entropy: of the mixture, nats.
         mutual_information: nats; None under token noise.
         rows: (n,) names of the examples, or None.
+        samples: S; a mutual information tells questions apart only where S > 1.
+        outside: of the questions that do not belong to the task; None where there are none.
     """
 
     cell: Cell
@@ -74,6 +96,8 @@ class Scored:
     entropy: FloatArray
     mutual_information: FloatArray | None
     rows: tuple[Hashable, ...] | None
+    samples: int = 1
+    outside: Certainty | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,6 +120,7 @@ def score(cell: Cell) -> Scored:
                 f"rows has {len(rows)} names, {len(set(rows))} of them different, for {len(labels)} examples"
             )
         information = _mutual_information(cell, log_probs)
+        outside = _outside(cell)
     except UserError as fault:
         raise UserError(f"method {cell.method!r}, task {cell.task!r}, seed {cell.seed}: {fault}") from None
     predicted = np.argmax(probs, axis=1).astype(np.int64)
@@ -111,7 +136,19 @@ def score(cell: Cell) -> Scored:
         entropy=entropy(log_probs),
         mutual_information=information,
         rows=rows,
+        samples=1 if np.ndim(cell.log_probs) == 2 else np.shape(cell.log_probs)[1],
+        outside=outside,
     )
+
+
+def _outside(cell: Cell) -> Certainty | None:
+    if cell.outside is None:
+        return None
+    log_probs = mixture(cell.outside)
+    if cell.outside_rows is not None and len(cell.outside_rows) != len(log_probs):
+        raise UserError(f"outside_rows has {len(cell.outside_rows)} names for {len(log_probs)} questions")
+    information = uncertainty(cell.outside, token_noise=cell.token_noise).mutual_information
+    return Certainty(np.minimum(np.exp(log_probs).max(axis=1), 1.0), entropy(log_probs), information)
 
 
 def _mutual_information(cell: Cell, log_probs: FloatArray) -> FloatArray | None:
@@ -211,6 +248,13 @@ def _same_rows(cells: Sequence[Scored]) -> None:
                 f"task {first.cell.task!r}, seed {first.cell.seed}: methods {first.cell.method!r} and "
                 f"{other.cell.method!r} have different labels, rows or fixed_labels; the same query rows in the same "
                 "order are needed"
+            )
+    asked = [c for c in cells if c.outside is not None]
+    for other in asked[1:]:
+        if tuple(other.cell.outside_rows or ()) != tuple(asked[0].cell.outside_rows or ()):
+            raise UserError(
+                f"task {first.cell.task!r}, seed {first.cell.seed}: methods {asked[0].cell.method!r} and "
+                f"{other.cell.method!r} were asked different questions from outside the task; the same ones are needed"
             )
 
 

@@ -1,4 +1,7 @@
-"""Does confidence put the right answers first: the risk-coverage curve, its area, and the AUROC of confidence."""
+"""Does confidence put the right answers first: the risk-coverage curve, its area, and the AUROC of confidence.
+
+And does uncertainty put questions that belong to another task last: `separation`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from abmll.errors import UserError
 from abmll.metrics.inputs import FloatArray, confidence_and_correct
 
 
@@ -95,3 +99,31 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float | None:
         return None
     ranks = rankdata(c)
     return float((ranks[k == 1].sum() - right * (right + 1) / 2) / (right * wrong))
+
+
+def separation(inside: ArrayLike, outside: ArrayLike) -> float:
+    """Probability that a question from outside is less certain than one of the task's own, ties counting one half.
+
+    The Mann-Whitney statistic, as AUROC the usual number for out-of-distribution detection (Hendrycks and Gimpel 2017,
+    arXiv 1610.02136, section 4).
+
+    Args:
+        inside: (n,) uncertainty of the task's own questions: an entropy, a mutual information, or a confidence with its
+            sign turned.
+        outside: (m,) the same uncertainty of the questions from outside.
+
+    Returns:
+        From 0 to 1; 0.5: the uncertainty does not tell them apart; below it those from outside look the more certain.
+
+    Raises:
+        UserError: no value on a side, or one that is not finite.
+    """
+    own, other = (np.asarray(side, dtype=np.float64) for side in (inside, outside))
+    for name, side in (("inside", own), ("outside", other)):
+        if side.ndim != 1 or side.size == 0 or not np.isfinite(side).all():
+            raise UserError(
+                f"the {name} uncertainties have shape {side.shape}; (n,) finite numbers, n >= 1, are needed"
+            )
+    ranks = rankdata(np.concatenate((own, other)))
+    n, m = len(own), len(other)
+    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))

@@ -54,7 +54,9 @@ def summarise(
     Metrics of a cell are averaged over the seeds of a task, then over tasks; the pooled ECE puts all examples in one
     set of bins. Names: `pooled_ece`, `pooled_ece_10`, `pooled_adaptive_ece`, `accuracy`, `nll` (nats), `brier`
     (0 .. 2), `task_ece`, `task_ece_10`, `aurc`, `auroc`, `macro_f1` and `classwise_ece` (tasks with a fixed label set),
-    `ece_per_example` (for comparison with the paper only), `entropy` and `mutual_information` (nats).
+    `ece_per_example` (for comparison with the paper only), `entropy` and `mutual_information` (nats). Where questions
+    from outside the task were asked: `ood_confidence`, `ood_entropy` and `ood_mutual_information`, the AUROC with which
+    each tells them from the task's own.
 
     Args:
         cells: the predictions; each method must have the same (task, seed) cells and rows.

@@ -61,7 +61,7 @@ class Inducing(WeightPosterior, Gradient):
 
     def loss(self, batch: Batch, share: float, seed: int, step: int) -> Tensor:
         """The NLL under one draw of the adapter, and the KL's share."""
-        laws = {name: Law.of(parts) for name, parts in self.parameters.items()}
+        laws = {name: Law.of(parts, self.config.inducing.scale) for name, parts in self.parameters.items()}
         moved, kl = draw(laws, 1, stable_hash("adapt noise", seed, self.task, step))
         mode = modes.WithFactors(pairs({name: self.start[name] + d for name, d in moved.items()}), state.TASK)
         if not self.config.inducing.paper:
@@ -83,7 +83,7 @@ class Inducing(WeightPosterior, Gradient):
         super().end(support, seed)
         self.extras = {}
         for name, parts in self.parameters.items():
-            law = Law.of(parts)
+            law = Law.of(parts, self.config.inducing.scale)
             centre = law.centre(normals(stable_hash("inducing centre"), name, CENTRE_DRAWS, law.mu))
             self.tensors[name] = self.start[name] + law.weights(centre, None)
             kept = {field: getattr(law, field) for field in _LAW} | dict(law.flow) | {"centre": centre}
@@ -98,7 +98,7 @@ class Inducing(WeightPosterior, Gradient):
             kept = {k.removeprefix(f"{name}."): self.extras[k].to(mean.device) for k in own}  # may come from a file
             centres[name] = kept.pop("centre")
             fields = {field: kept.pop(field) for field in _LAW}
-            laws[name] = Law(**fields, flow=kept)
+            laws[name] = Law(**fields, flow=kept, scale=self.config.inducing.scale)
         moved, _ = draw(laws, samples, key, centres)
         return pairs({name: self.tensors[name] + d for name, d in moved.items()})
 

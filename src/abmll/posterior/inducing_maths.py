@@ -1,7 +1,7 @@
 """Inducing weights of one LoRA factor W (n, m): a Gaussian over U (p, q), and W given U. Pure functions on tensors.
 
 Source: Lin et al., arXiv 2601.21003, after Ritter et al., NeurIPS 2021 (arXiv 2105.14594). A priori, up to W_start and
-sigma_p = 0.1 / sqrt(m), W is standard normal and U a noisy projection of it to both sides,
+sigma_p = 0.1 / sqrt(m) (0.1 is a setting), W is standard normal and U a noisy projection of it to both sides,
 
     U = [Z_r D_r] E [Z_c D_c]^T,   E (n + p, m + q) standard normal, its first n x m block W,
 
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRIOR_SCALE = 0.1  # sigma_p sqrt(m)
+PRIOR_SCALE = 0.1  # sigma_p sqrt(m), as published
 START = 1e-3  # of D, lambda and the deviation of u
 SD_CAP, LAMBDA_CAP = 0.1, 0.03
 
@@ -117,6 +117,7 @@ class Law:
         sd: its standard deviations, (p, q).
         noise: lambda, ().
         flow: the flow's parameters by name; empty: none.
+        scale: sigma_p sqrt(m).
     """
 
     rows: Tensor
@@ -125,9 +126,10 @@ class Law:
     sd: Tensor
     noise: Tensor
     flow: Parameters
+    scale: float = PRIOR_SCALE
 
     @classmethod
-    def of(cls, parameters: Parameters) -> Law:
+    def of(cls, parameters: Parameters, scale: float = PRIOR_SCALE) -> Law:
         """From the unconstrained parameters."""
         return cls(
             basis(parameters["Z_r"], F.softplus(parameters["D_r"])),
@@ -136,6 +138,7 @@ class Law:
             F.softplus(parameters["sd"]),
             F.softplus(parameters["lambda"]),
             {name: parameters[name] for name in ("in", "in_bias", "out", "out_bias") if name in parameters},
+            scale,
         )
 
     @property
@@ -176,7 +179,7 @@ class Law:
         """
         n, m = self.size
         P_r, P_c = self.rows[:n], self.columns[:m]
-        scale = PRIOR_SCALE / math.sqrt(m)
+        scale = self.scale / math.sqrt(m)
         if E is None:
             return scale * (P_r @ u @ P_c.T)
         inner = u - self.noise * (self.rows.T @ E @ self.columns)

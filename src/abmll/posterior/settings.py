@@ -86,17 +86,21 @@ class Inducing:
     Attributes:
         rows: p, inducing rows of a factor.
         columns: q, inducing columns of a factor.
+        scale: sigma_p sqrt(m), the prior's deviation of a weight times the root of its factor's columns; 0.1 as
+            published.
         flow: one masked autoregressive layer on the inducing variable.
         paper: label smoothing, entropy bonus and a late KL, as published.
     """
 
     rows: int = 9
     columns: int = 9
+    scale: float = 0.1
     flow: bool = False
     paper: bool = False
 
     def __post_init__(self) -> None:
         _need(self, rows=1, columns=1)
+        check_number("posterior.inducing.scale", self.scale, positive=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,21 +95,34 @@ def cost_chart(found: Results, seconds: Sequence[tuple[int, str, float]], column
         return inline_svg(figure, name, label)
 
 
-def shots_chart(
-    series: Sequence[tuple[int, str, Sequence[tuple[int, Results]]]], column: Column, name: str, label: str
+def against_chart(
+    series: Sequence[tuple[int, Sequence[tuple[int, Results, str]]]], column: Column, name: str, label: str, of: str
 ) -> str:
-    """A metric against the number of labelled examples: (number, method, its results by shots)."""
-    shots = sorted({k for _, _, points in series for k, _ in points})
+    """A metric against a whole number `of` something: for each line (number of its look, [(k, results, row), ...])."""
+    ticks = sorted({k for _, points in series for k, _, _ in points})
     with drawing() as plt:
         figure, axes = plt.subplots(figsize=_SIZE)
-        for i, (index, method, points) in enumerate(series):
-            xs = [shots.index(k) + 0.06 * (i - (len(series) - 1) / 2) for k, _ in points]
-            values = [found.summary.row(method).metrics[column.metric].value * column.factor for _, found in points]
+        for i, (index, points) in enumerate(series):
+            xs = [ticks.index(k) + 0.06 * (i - (len(series) - 1) / 2) for k, _, _ in points]
+            values = [found.summary.row(row).metrics[column.metric].value * column.factor for _, found, row in points]
             axes.plot(xs, values, **{**look(index), "marker": ""})
-            for x, (_, found) in zip(xs, points):
-                _dot(axes, x, found, method, column, index)
-        axes.set_xticks(range(len(shots)), [str(k) for k in shots])
-        axes.set(xlabel="labelled examples a task", ylabel=column.heading)
+            for x, (_, found, row) in zip(xs, points):
+                _dot(axes, x, found, row, column, index)
+        axes.set_xticks(range(len(ticks)), [str(k) for k in ticks])
+        axes.set(xlabel=of, ylabel=column.heading)
+        return inline_svg(figure, name, label)
+
+
+def spread_chart(methods: Sequence[tuple[int, Sequence[tuple[int, float]]]], name: str, label: str) -> str:
+    """Standard deviation against the block, one line for each (number, [(block, value), ...]); log scale."""
+    with drawing() as plt:
+        figure, axes = plt.subplots(figsize=_SIZE)
+        for index, points in methods:
+            axes.plot([b for b, _ in points], [v for _, v in points], markersize=5, **look(index))
+        if all(v > 0 for _, points in methods for _, v in points):
+            axes.set_yscale("log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="block of the model", ylabel="standard deviation of Delta W")
         return inline_svg(figure, name, label)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.metrics.resampling import Scope
-from abmll.report import charts, costs, settings
+from abmll.report import charts, costs, settings, spread, steps
 from abmll.report.notes import reading_notes
 from abmll.report.per_task import TASK_COLUMNS, by_task
 from abmll.report.results import METRICS, Results, headlines, p_text, results
@@ -108,6 +108,7 @@ def render(source: Source, found: Sequence[Results]) -> str:
         key_tag=_KEY,
         shots=_shots(found, numbers),
         metrics=METRICS,
+        legend_keys={name: charts.swatch(i, f"{_KEY}{i}") for name, i in numbers.items()},
         task_columns=TASK_COLUMNS,
         p_text=p_text,
         source=source,
@@ -147,6 +148,9 @@ def _part(number: int, found: Results, numbers: dict[str, int]) -> dict[str, Any
         "cost_names": [c.heading for c in known],
         "cost_charts": _cost_charts(tag, found, numbers),
         "tasks": by_task(dict(found.scored), bins),
+        "foreign": _foreign(found),
+        "spread": _spread(tag, found, numbers),
+        "steps": _steps(tag, found, numbers),
         "numbers": numbers,
         "differ": differ,
         "same": same,
@@ -167,6 +171,47 @@ def _facts(found: Results) -> str:
     if found.baseline is not None:
         parts.append(f"baseline {found.baseline}")
     return " · ".join(parts)
+
+
+def _foreign(found: Results) -> str:
+    """Which foreign questions were asked, in words."""
+    foreign = found.setting.foreign
+    return "" if not foreign else f"{foreign.get('questions')} questions a task from suite {foreign.get('suite')}"
+
+
+def _spread(tag: str, found: Results, numbers: dict[str, int]) -> dict[str, Any] | None:
+    """The picture and the table of how far draws spread in each layer; None where no method's draws are adapters."""
+    wide = [m for m in found.setting.methods if m.layer_std]
+    if not wide:
+        return None
+    label = "Standard deviation of the weight update's elements over draws, by layer"
+    kinds = list(dict.fromkeys(spread.kind(layer) for m in wide for layer in m.layer_std))
+    return {
+        "methods": [m.name for m in wide],
+        "picture": charts.spread_chart(
+            [(numbers[m.name], spread.by_block(m.layer_std)) for m in wide], f"{tag}-spread", label
+        ),
+        "kinds": kinds,
+        "rows": [(m.name, [spread.text(spread.of_kind(m.layer_std, kind)) for kind in kinds]) for m in wide],
+    }
+
+
+def _steps(tag: str, found: Results, numbers: dict[str, int]) -> dict[str, Any] | None:
+    """Charts of methods that were adapted with several numbers of steps, all else equal; None if there are none."""
+    series = steps.series(found)
+    if not series:
+        return None
+    pictures = [
+        charts.against_chart(
+            [(numbers[rows[0][1]], [(k, found, name) for k, name in rows]) for _, rows in series],
+            c,
+            f"{tag}-steps-{c.metric}",
+            f"{c.heading} against adaptation steps",
+            "adaptation steps",
+        )
+        for c in METRICS[:3]
+    ]
+    return {"pictures": pictures, "lines": [(label, rows[0][1]) for label, rows in series]}
 
 
 def _cost_charts(tag: str, found: Results, numbers: dict[str, int]) -> list[str]:
@@ -193,12 +238,14 @@ def _shots(found: Sequence[Results], numbers: dict[str, int]) -> list[tuple[str,
         if len(group) < 2:
             continue
         series = [
-            (number, name, [(r.setting.shots or 0, r) for r in _by_shots(group) if name in r.methods])
+            (number, [(r.setting.shots or 0, r, name) for r in _by_shots(group) if name in r.methods])
             for name, number in numbers.items()
         ]
-        series = [s for s in series if s[2]]
+        series = [s for s in series if s[1]]
         pictures = [
-            charts.shots_chart(series, c, f"shots{i}-{c.metric}", f"{c.heading} against labelled examples")
+            charts.against_chart(
+                series, c, f"shots{i}-{c.metric}", f"{c.heading} against labelled examples", "labelled examples a task"
+            )
             for c in METRICS[:3]
         ]
         made.append((group[0].setting.suite, pictures))

@@ -21,8 +21,13 @@ METRICS = (
     Column("aurc", "AURC"),
     Column("auroc", "AUROC"),
 )
-_HIGHER = ("accuracy", "auroc")
-BETTER: dict[str, Better] = {c.metric: "higher" if c.metric in _HIGHER else "lower" for c in METRICS}
+SHIFT = (
+    Column("ood_confidence", "confidence"),
+    Column("ood_entropy", "entropy"),
+    Column("ood_mutual_information", "mutual information"),
+)
+_HIGHER = ("accuracy", "auroc", *(c.metric for c in SHIFT))
+BETTER: dict[str, Better] = {c.metric: "higher" if c.metric in _HIGHER else "lower" for c in (*METRICS, *SHIFT)}
 Mark = Literal["best", "tied", ""]
 
 
@@ -63,15 +68,27 @@ class Results:
         return next((c for c in self.summary.comparisons if (c.method, c.metric) == (method, metric)), None)
 
     @property
+    def shift(self) -> tuple[Column, ...]:
+        """The uncertainties that some method was asked to tell foreign questions by; none where none were asked."""
+        return tuple(c for c in SHIFT if any(c.metric in row.metrics for row in self.summary.rows))
+
+    @property
     def baseline(self) -> str | None:
         """What the methods are compared with."""
         return next((c.baseline for c in self.summary.comparisons), None)
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """What limits the tests of the metrics shown."""
-        shown = {column.metric for column in METRICS}
-        return tuple(dict.fromkeys(c.note for c in self.summary.comparisons if c.note and c.metric in shown))
+        """Whose tests are limited, and by what; of the metrics shown, a line for each limit."""
+        headings = {column.metric: column.heading for column in (*METRICS, *self.shift)}
+        limited: dict[str, dict[str, list[str]]] = {}
+        for c in self.summary.comparisons:
+            if c.note and c.metric in headings:
+                limited.setdefault(c.note, {}).setdefault(c.method, []).append(headings[c.metric])
+        return tuple(
+            "; ".join(f"{method} ({', '.join(metrics)})" for method, metrics in methods.items()) + f": {note}"
+            for note, methods in limited.items()
+        )
 
     @property
     def skipped(self) -> int:
@@ -109,7 +126,7 @@ def results(
         )
 
     summary = against(baseline)
-    best = {column.metric: _best(summary, column.metric) for column in METRICS}
+    best = {column.metric: _best(summary, column.metric) for column in (*METRICS, *SHIFT)}
     rivals = {name: summary if name == baseline else against(name) for names in best.values() for name in names[:1]}
     marks: dict[tuple[str | None, str, str], Mark] = {}
     for metric, names in best.items():

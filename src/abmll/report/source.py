@@ -27,6 +27,8 @@ class Method:
         config: its resolved settings, nested; empty where unknown.
         cost: what it cost, by name (`report.costs.COSTS`); what is unknown is absent.
         origin: the result folder it was read from.
+        label: its name in that folder; the same for one method in several folders.
+        layer_std: by layer, how far its draws of Delta W spread: the mean over its cells; empty where they do not.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Method:
     config: Mapping[str, Any]
     cost: Mapping[str, float]
     origin: str
+    label: str
+    layer_std: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Setting:
         query: scored examples a task; None: all the others.
         methods: in the order they were given.
         ceiling: for "all" and every family, metric -> the value that nobody can beat; empty where unknown.
+        foreign: which questions from outside their tasks were asked, by name; empty where none were.
     """
 
     suite: str
@@ -55,6 +60,7 @@ class Setting:
     query: int | None
     methods: tuple[Method, ...]
     ceiling: Mapping[str, Mapping[str, float]]
+    foreign: Mapping[str, Any]
 
     @property
     def title(self) -> str:
@@ -211,7 +217,9 @@ def _setting(group: Sequence[_Found]) -> Setting:
     ceiling: Mapping[str, Mapping[str, float]] = next(
         (one.content["ceiling"] for one in group if one.content.get("ceiling")), {}
     )
-    return Setting(suite, suite_hash, shots, query, tuple(methods), ceiling)
+    asked = [one.content.get("protocol") for one in group]
+    foreign: Mapping[str, Any] = next((a["foreign"] for a in asked if isinstance(a, Mapping) and a.get("foreign")), {})
+    return Setting(suite, suite_hash, shots, query, tuple(methods), ceiling, foreign)
 
 
 def _load(found: _Found, name: str) -> Method:
@@ -239,7 +247,11 @@ def _load(found: _Found, name: str) -> Method:
         cost.pop(key, None)
         if len(values) == len(kept):
             cost[key] = sum(values) / len(values)
-    return Method(name, tuple(cell for cell, _ in kept), found.config, cost, str(found.folder))
+    spread = [facts.get("layer_std") or {} for _, facts in kept]
+    layers = {
+        layer: sum(s[layer] for s in spread) / len(spread) for layer in spread[0] if all(layer in s for s in spread)
+    }
+    return Method(name, tuple(cell for cell, _ in kept), found.config, cost, str(found.folder), found.name, layers)
 
 
 _TOLD_ELSEWHERE = ("summary", "config", "methods", "ceiling", "paper", "tasks", "plan")

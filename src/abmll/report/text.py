@@ -10,6 +10,7 @@ from typing import Any
 from abmll.report.notes import reading_notes
 from abmll.report.results import METRICS, Results, p_text
 from abmll.report.source import Source
+from abmll.report.table import Column
 
 CSV_COLUMNS = (
     *("suite", "shots", "query", "family", "method", "metric", "value", "low", "high", "corrected", "calibrated"),
@@ -27,6 +28,10 @@ def markdown_report(source: Source, found: Sequence[Results]) -> str:
             title = "all tasks" if family is None else _cell(family)
             rows = [[_cell(m), *_marked(results, m, family)] for m in results.methods]
             parts.append(f"**{title}**\n\n" + _table(["method", *(c.heading for c in METRICS)], rows))
+        if results.shift:
+            rows = [[_cell(m), *_marked(results, m, None, results.shift)] for m in results.methods]
+            title = "**AUROC for foreign questions**, by the uncertainty that tells them from the task's own"
+            parts.append(f"{title}\n\n" + _table(["method", *(c.heading for c in results.shift)], rows))
         if results.baseline is not None:
             rows = [[_cell(m), *_compared(results, m)] for m in results.methods if m != results.baseline]
             parts.append(
@@ -39,9 +44,9 @@ def markdown_report(source: Source, found: Sequence[Results]) -> str:
     return "# abmll report\n\n" + "\n".join(parts)
 
 
-def _marked(results: Results, method: str, family: str | None) -> list[str]:
+def _marked(results: Results, method: str, family: str | None, columns: Sequence[Column] = METRICS) -> list[str]:
     cells = []
-    for column in METRICS:
+    for column in columns:
         text = column.cell(results.estimate(method, column.metric, family))
         mark = results.marks.get((family, method, column.metric), "")
         cells.append(f"**{text}**" if mark == "best" else f"{text} ~" if mark == "tied" else text)

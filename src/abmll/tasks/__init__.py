@@ -7,6 +7,7 @@ from abmll.tasks.catalogue import suite_names
 from abmll.tasks.demonstrations import choose_demonstrations
 from abmll.tasks.files import from_dataframe, from_dataset, load_questions, load_task, write_jsonl
 from abmll.tasks.folders import load_suite, save_suite
+from abmll.tasks.foreign import Foreign
 from abmll.tasks.hub import fetch_suite, fetch_task
 from abmll.tasks.inspection import check, describe
 from abmll.tasks.prompts import PromptTemplate
@@ -15,6 +16,7 @@ from abmll.tasks.task import Example, Suite, Task
 
 __all__ = [
     "Example",
+    "Foreign",
     "PromptTemplate",
     "Rows",
     "Suite",
