@@ -1,6 +1,7 @@
 """The page's parts that not every result has: foreign questions, spread by layer, adaptation steps."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 from test_page import Page
@@ -83,5 +84,10 @@ def test_folders_that_differ_in_steps_alone_make_a_line(made, tmp_path):
 
 
 def test_a_note_that_limits_a_test_says_whose(foreign):
-    found, _ = foreign
-    assert all(" (" in limit and ": " in limit for limit in found.limits)
+    found, (html, _, _) = foreign
+    one, two, *_ = found.summary.comparisons
+    noted = replace(one, metric="nll", note="14 of 16 tasks differ"), replace(two, metric="nll", note="no task differs")
+    limits = replace(found, summary=replace(found.summary, comparisons=noted)).limits
+    assert limits == ("test of swag (NLL (nats)): no task differs",)  # that 14 of 16 differ limits nothing
+    assert found.compared(found.shift) == SHIFT[:2]  # one draw has no disagreement to compare with
+    assert html.count("mutual information</th>") == 1
