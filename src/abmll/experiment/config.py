@@ -165,8 +165,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     return merge(RunConfig(), values)
 
 
-# `bayesian-lora`: the best of six pairs of rate and scale on validation tasks of `mini`
-# (benchmarks/results/neighbours.md); the published scale 0.1 allows a weight a deviation of about 0.01.
+# `bayesian-lora`: the best of six rates and scales (benchmarks/results/neighbours.md; the published scale is 0.1).
 # SGD's rate on the mean NLL: 0.03, 0.1, 0.3 and 1 were tried once on train tasks of `mini`. MetaICL's k (Min et al.,
 # NAACL 2022), of which as many are shown as fit.
 _MAML = {"name": "maml", "inner_lr": 0.1}
@@ -294,11 +293,6 @@ def check(config: RunConfig) -> None:
     check_context(config.scoring, config.context)
     if config.meta.in_context and not config.context.shots:
         raise UserError("meta.in_context shows demonstrations, but context.shots = 0; say how many")
-    if config.meta.name == "maml" and config.meta.maml_order == 2 and config.model.gradient_checkpointing:
-        raise UserError(
-            "maml_order = 2 keeps every activation: switch gradient checkpointing off (--model.gradient_checkpointing "
-            "false), or use --meta.maml_order 1"
-        )
     needs_variance = [n for n in ("abmll", "variational") if n in (config.meta.name, config.posterior.name)]
     if needs_variance and config.adapter.latent == "point":
         raise UserError(

@@ -153,6 +153,12 @@ def _possible(method: Method) -> Method:
         config.meta.refuse_unused(used_settings(config.meta.name))
         AbmllConfig(**asdict(config.adapter))
         check_posterior(config.posterior, config.adapter.latent)
+        twice = config.meta.name == "maml" and config.meta.maml_order == 2
+        if twice and config.model.gradient_checkpointing:
+            raise UserError(
+                "maml_order = 2 keeps every activation: switch gradient checkpointing off "
+                "(--model.gradient_checkpointing false), or use --meta.maml_order 1"
+            )
         if (config.meta.name, config.posterior.name, config.posterior.steps) == ("none", "tfb", 0):
             raise UserError(
                 "posterior 'tfb' needs a trained LoRA: give it steps (--posterior.steps 5), or a learned start, such "
