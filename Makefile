@@ -3,6 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# laplace-torch, which a test compares with, and what it imports. Without their dependencies: torchvision, which it names
+# and does not need, would bring a CUDA build of torch.
+ORACLE := laplace-torch asdfghjkl backpack-for-pytorch curvlinops-for-pytorch einconv einops jaxtyping linear_operator \
+	opt-einsum unfoldNd wadler-lindig
 # One thread a process: two threads beside a busy neighbour are slower than one.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -16,6 +20,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(ORACLE)
 	@touch $@
 
 demo: setup

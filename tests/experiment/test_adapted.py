@@ -13,6 +13,8 @@ import abmll
 import tiny
 from abmll import AbmllConfig, Example, UserError
 from abmll.adapter import state
+from abmll.posterior.config import POSTERIORS
+from abmll.posterior.settings import Laplace, Swag, Tfb
 
 TASK = tiny.task("u0")
 SUPPORT, QUESTIONS = TASK.examples[:8], TASK.examples[8:20]
@@ -56,20 +58,30 @@ def test_a_loaded_posterior_predicts_the_same_bits(latent, learned, tmp_path):
 
 
 def test_a_fresh_process_predicts_the_same_bits(learned, tmp_path):
-    task = abmll.adapt(learned["output"], SUPPORT, name="u0")
-    task.save_pretrained(tmp_path / "a")
-    before = task.predict([q.input for q in QUESTIONS], samples=3, seed=5).log_probs
+    """Of every posterior, saved and loaded; one process answers for all."""
+    pairs = [("output", "variational"), ("factor", "variational"), ("factor", "blob")]
+    pairs += [("point", name) for name in POSTERIORS if name != "variational"]
+    wanted = []
+    for latent, name in pairs:
+        settings = {"swag": Swag(warmup=0), "laplace": Laplace(rank=3, logit_draws=4), "tfb": Tfb(draws=2)}
+        config = replace(learned[latent].config.posterior, name=name, **settings)
+        task = abmll.adapt(learned[latent], SUPPORT, name="u0", config=config)
+        task.save_pretrained(tmp_path / f"{latent}-{name}")
+        wanted.append(task.predict([q.input for q in QUESTIONS], samples=3, seed=5).log_probs)
     code = (
         "import sys, json, torch, abmll; torch.set_num_threads(1)\n"
-        "task = abmll.load(sys.argv[1])\n"
-        "out = task.predict(json.loads(sys.argv[2]), samples=3, seed=5).log_probs\n"
-        "print(out.numpy().tobytes().hex())"
+        "for folder in sys.argv[2:]:\n"
+        "    out = abmll.load(folder).predict(json.loads(sys.argv[1]), samples=3, seed=5).log_probs\n"
+        "    print(out.numpy().tobytes().hex())"
     )
     asked = json.dumps([q.input for q in QUESTIONS])
+    folders = [str(tmp_path / f"{latent}-{name}") for latent, name in pairs]
     found = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a"), asked], capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == before.numpy().tobytes().hex()
+        [sys.executable, "-c", code, asked, *folders], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert [
+        pair for pair, text, one in zip(pairs, found, wanted, strict=True) if text != one.numpy().tobytes().hex()
+    ] == []
 
 
 def test_many_tasks_share_one_model(learned):

@@ -19,6 +19,7 @@ from abmll.experiment.stored import cell_path, load_cells
 from abmll.meta.multitask import Multitask, Sequential
 from abmll.metrics import mixture
 from abmll.posterior.point import Map
+from abmll.tasks import Foreign, Suite
 
 NAMES = ("lora", "lora+map+empirical", "abmll", "lora+temperature", "pretrained")
 SUITE = replace(tiny.suite(), validation=(tiny.task("v0"), tiny.task("v1")))
@@ -239,6 +240,37 @@ def test_what_cannot_be_is_refused_by_name(names, message):
 
 
 @pytest.mark.parametrize(
+    ("names", "shared", "message"),
+    [
+        (["tfb"], {"posterior": {"steps": 0}}, "'tfb' needs a trained LoRA: give it steps .* or a learned start"),
+        (["pretrained+tfb"], {"posterior": {"steps": 0}}, "method 'pretrained\\+tfb'.*needs a trained LoRA"),
+        (["maml"], {"model": {"gradient_checkpointing": True}}, "maml_order = 2 keeps every activation"),
+        (["icl"], {"scoring": {"name": "embedding"}}, "bare texts, which take no demonstrations"),
+        (["ensemble"], {"posterior": {"ensemble": {"members": 1}}}, "members = 1"),
+        (["mc-dropout"], {"posterior": {"dropout": {"p": 0.0}}}, "p = 0.0; 0 < p < 1"),
+        (["bayesian-lora"], {"posterior": {"inducing": {"scale": 0.0}}}, "inducing.scale = 0.0; a finite positive"),
+        (["reptile+tfb"], {"posterior": {"tfb": {"low": 0.2}}}, "range is 0.2 to 0.015; low < high"),
+        (["laplace-lora"], {"posterior": {"laplace": {"precision": "evidense"}}}, "did you mean 'evidence'"),
+        (["swag-lora"], {"posterior": {"steps": 2}}, "at least 2 are needed: raise steps to 4"),
+    ],
+)
+def test_settings_that_a_method_cannot_work_with_are_refused_with_it(names, shared, message):
+    with pytest.raises(abmll.UserError, match=message):
+        methods_of(names, shared)
+
+
+def test_a_trained_start_needs_no_steps_for_tfb():
+    assert methods_of(["reptile+tfb"], {"posterior": {"steps": 0}})
+
+
+def test_an_unknown_method_is_answered_with_each_name_once():
+    with pytest.raises(abmll.UserError, match="did you mean 'reptile'") as caught:
+        methods_of(["reptil"])
+    known = str(caught.value).partition("known: ")[2].split(", ")
+    assert len(known) == len(set(known)) > 20
+
+
+@pytest.mark.parametrize(
     ("shared", "own", "message"),
     [
         ({"meta": {"name": "abmll"}}, {}, "--meta is part of a method's name"),
@@ -270,6 +302,11 @@ def test_budgets_are_equal_or_said_to_differ():
         ({"shots": 0}, ("lora",), "0 shots are nothing to adapt to"),
         ({"shots": 24}, ("lora",), "none is left to score"),
         ({"floor": 0.0}, ("lora+map+empirical",), "floor = 0.0"),
+        (
+            {"foreign": Foreign(Suite("s", (), (tiny.task("u0"),)))},
+            ("lora",),
+            "no question that is foreign to task 'u0'",
+        ),
     ],
 )
 def test_what_would_fail_later_is_refused_at_once(changes, names, message, folder):

@@ -9,6 +9,7 @@ import tiny
 from abmll.adapter import merging, modes, state
 from abmll.adapter.state import PRIOR, TASK
 from abmll.errors import UserError
+from abmll.experiment.models import enable_checkpointing
 from abmll.hashing import stable_hash
 from abmll.posterior import NonFiniteLossError, PosteriorConfig, base, make_posterior
 from abmll.posterior.objective import adamw, descend
@@ -241,3 +242,50 @@ def test_the_noise_of_a_fit_is_fresh_at_every_step(fitted):
     assert len(set(keys)) == 6
     assert keys[0] == stable_hash("adapt noise", 1, "u0", 0)
     assert posterior.mode(1, 0) == modes.Variational(keys[0], TASK, PRIOR)
+
+
+@pytest.mark.parametrize("name", ["map", *SAMPLING[:-1]])
+def test_a_bfloat16_base_under_gradient_checkpointing(name, fitted, prior):
+    """Recomputed blocks change no bit of the fit; its tensors stay float32, its answers distributions."""
+    fits = []
+    for checkpointed in (False, True):
+        model = prior("point", dtype=torch.bfloat16)
+        if checkpointed:
+            enable_checkpointing(model)
+        fits.append(fitted(name, "point", model=model))
+    one, other = fits
+    assert equal(one.tensors, other.tensors)
+    assert equal(one.extras, other.extras)
+    assert all(t.dtype == torch.float32 and t.isfinite().all() for t in one.tensors.values())
+    probs = predict(other, QUERY[:3], samples=2).probs
+    torch.testing.assert_close(probs.sum(-1), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "latent", "part"),
+    [("blob", "point", "abmll_A.sd"), ("inducing", "point", "sd"), ("variational", "factor", "abmll_L")],
+)
+def test_more_data_make_a_narrower_posterior(name, latent, part, fitted):
+    """The same steps of the same rows, which once are all there are and once a fortieth: the prior's share falls.
+
+    (`laplace` has a test of its own; the width of the other posteriors is not set by a prior.)
+    """
+    widths = []
+    for copies in (1, 40):
+        posterior = fitted(name, latent, fit=False, steps=60, batch_size=6, lr=0.05)
+        posterior.fit(SUPPORT * copies, seed=1)
+        held = {**posterior.tensors, **posterior.extras}
+        widths.append(torch.cat([t.flatten() for k, t in held.items() if k.endswith(f".{part}")]).mean())
+    assert widths[1] < widths[0] - 1e-6
+
+
+@pytest.mark.parametrize("name", ["map", *SAMPLING[:-1]])
+def test_the_mean_of_an_output_latent_carries_them_too(name, fitted):
+    """`abmll` (output) as a start: its mean is what the posterior is around; its log-variances are not touched."""
+    posterior = fitted(name, "output")
+    start = state.read(posterior.model, PRIOR)
+    prediction = predict(posterior, QUERY[:3], samples=3)
+    torch.testing.assert_close(prediction.probs.sum(-1), torch.ones(3))
+    assert all(torch.equal(t, start[k]) for k, t in posterior.tensors.items() if "logvar" in k)
+    assert any(not torch.equal(t, start[k]) for k, t in posterior.tensors.items())
+    assert (prediction.log_probs.var(1, correction=0).mean() > 1e-9) == (name != "map")

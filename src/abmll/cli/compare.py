@@ -127,7 +127,7 @@ def _show(summary: Summary, result: dict[str, Any], output: Path) -> None:
     """The tables, on the terminal and in table.md: methods, differences from the baseline, costs."""
     from rich.console import Console
 
-    from abmll.report.compared import costs_table, differences, markdown_table, terminal_table
+    from abmll.report.compared import FOREIGN, costs_table, differences, foreign_table, markdown_table, terminal_table
     from abmll.report.table import markdown, terminal
     from abmll.tasks.files import write_whole
 
@@ -136,6 +136,7 @@ def _show(summary: Summary, result: dict[str, Any], output: Path) -> None:
     parts = [markdown(summary)]
     for title, (head, rows) in (
         (f"difference from {result['baseline']}, p after Holm", differences(summary)),
+        (FOREIGN, foreign_table(summary)),
         ("costs: means over cells, memory at its highest", costs_table(result)),
     ):
         if rows:

@@ -67,6 +67,7 @@ def evaluate(
 
     from abmll.experiment import load_prior
     from abmll.experiment.results import evaluate_suite
+    from abmll.report.compared import FOREIGN, foreign_table, markdown_table, terminal_table
     from abmll.report.table import markdown, terminal
     from abmll.tasks.files import write_whole
 
@@ -93,8 +94,14 @@ def evaluate(
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the cells are kept, go on with the same command and --resume") from None
-    Console(width=None if sys.stdout.isatty() else 96).print(terminal(summary))
-    write_whole(output / "table.md", markdown(summary))
+    console = Console(width=None if sys.stdout.isatty() else 96)
+    console.print(terminal(summary))
+    text = markdown(summary)
+    head, rows = foreign_table(summary)
+    if rows:
+        console.print(terminal_table(FOREIGN, head, rows))
+        text += f"\n**{FOREIGN}**\n\n{markdown_table(head, rows)}"
+    write_whole(output / "table.md", text)
     result = folders.read_json(output / folders.RESULT)
     warn_of_leaks(tasks)
     warn_of_truncation(result["truncated"], prior.config.scoring.max_length)

@@ -109,7 +109,7 @@ def _parsed(name: str) -> Method:
     while rest and rest[-1] in extras and not extras[rest[-1]]:
         extras[rest.pop()] = True
     if first not in PRESETS and first not in META:
-        raise unknown("method", first, [*PRESETS, *META])
+        raise unknown("method", first, dict.fromkeys([*PRESETS, *META]))
     config = preset(first if first in PRESETS else default_preset(first))
     for posterior in rest[:1]:
         if posterior not in POSTERIORS:
@@ -153,6 +153,17 @@ def _possible(method: Method) -> Method:
         config.meta.refuse_unused(used_settings(config.meta.name))
         AbmllConfig(**asdict(config.adapter))
         check_posterior(config.posterior, config.adapter.latent)
+        twice = config.meta.name == "maml" and config.meta.maml_order == 2
+        if twice and config.model.gradient_checkpointing:
+            raise UserError(
+                "maml_order = 2 keeps every activation: switch gradient checkpointing off "
+                "(--model.gradient_checkpointing false), or use --meta.maml_order 1"
+            )
+        if (config.meta.name, config.posterior.name, config.posterior.steps) == ("none", "tfb", 0):
+            raise UserError(
+                "posterior 'tfb' needs a trained LoRA: give it steps (--posterior.steps 5), or a learned start, such "
+                "as reptile+tfb"
+            )
         if method.empirical and config.posterior.name not in USE_WEIGHT_PRIOR:
             raise UserError(
                 f"posterior {config.posterior.name!r} has no place for a prior over the weights; leave '+{EMPIRICAL}' "

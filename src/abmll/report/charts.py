@@ -121,6 +121,8 @@ def spread_chart(methods: Sequence[tuple[int, Sequence[tuple[int, float]]]], nam
             axes.plot([b for b, _ in points], [v for _, v in points], markersize=5, **look(index))
         if all(v > 0 for _, points in methods for _, v in points):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="block of the model", ylabel="standard deviation of Delta W")
         return inline_svg(figure, name, label)

@@ -1,4 +1,4 @@
-"""A comparison's two other tables: differences from the baseline, and costs; for the terminal and as Markdown."""
+"""A comparison's other tables: differences from the baseline, foreign questions, costs; for terminal and Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from abmll.metrics.table import Summary
 from abmll.report.costs import COSTS, Cost
-from abmll.report.results import p_text
+from abmll.report.results import SHIFT, p_text
 from abmll.report.table import MAIN_COLUMNS
 
 if TYPE_CHECKING:
@@ -33,6 +33,16 @@ def differences(summary: Summary) -> Lines:
             cells.append("-" if c is None else f"{column.difference(c)} {c.verdict}, {p_text(c.p_holm)}")
         rows.append([method, *cells])
     return ["method", *(column.heading for column in MAIN_COLUMNS)], rows
+
+
+FOREIGN = "AUROC for foreign questions, by the uncertainty that tells them from the task's own"
+
+
+def foreign_table(summary: Summary) -> Lines:
+    """One row a method, one column an uncertainty that some method has; no rows where no such question was asked."""
+    shown = [c for c in SHIFT if any(c.metric in row.metrics for row in summary.rows)]
+    rows = [[row.method, *(c.cell(row.metrics.get(c.metric)) for c in shown)] for row in summary.rows if shown]
+    return ["method", *(column.heading for column in shown)], rows
 
 
 def costs_table(result: Mapping[str, Any]) -> Lines:

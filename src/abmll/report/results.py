@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,7 @@ SHIFT = (
 _HIGHER = ("accuracy", "auroc", *(c.metric for c in SHIFT))
 BETTER: dict[str, Better] = {c.metric: "higher" if c.metric in _HIGHER else "lower" for c in (*METRICS, *SHIFT)}
 Mark = Literal["best", "tied", ""]
+_TASKS_DIFFER = re.compile(r"\d+ of \d+ tasks differ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,11 @@ class Results:
         """The uncertainties that some method was asked to tell foreign questions by; none where none were asked."""
         return tuple(c for c in SHIFT if any(c.metric in row.metrics for row in self.summary.rows))
 
+    def compared(self, columns: Sequence[Column]) -> tuple[Column, ...]:
+        """Those of the columns in which some method is compared with the baseline."""
+        metrics = {c.metric for c in self.summary.comparisons}
+        return tuple(column for column in columns if column.metric in metrics)
+
     @property
     def baseline(self) -> str | None:
         """What the methods are compared with."""
@@ -79,14 +86,19 @@ class Results:
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """Whose tests are limited, and by what; of the metrics shown, a line for each limit."""
+        """Whose tests are limited, and by what; of the metrics shown, a line for each limit.
+
+        That some tasks do not differ limits nothing by itself; that too few do, or none, does.
+        """
         headings = {column.metric: column.heading for column in (*METRICS, *self.shift)}
         limited: dict[str, dict[str, list[str]]] = {}
         for c in self.summary.comparisons:
-            if c.note and c.metric in headings:
+            if c.note and c.metric in headings and not _TASKS_DIFFER.fullmatch(c.note):
                 limited.setdefault(c.note, {}).setdefault(c.method, []).append(headings[c.metric])
         return tuple(
-            "; ".join(f"{method} ({', '.join(metrics)})" for method, metrics in methods.items()) + f": {note}"
+            "test of "
+            + "; ".join(f"{method} ({', '.join(metrics)})" for method, metrics in methods.items())
+            + f": {note}"
             for note, methods in limited.items()
         )
 
