@@ -1,5 +1,6 @@
 """The predictive mixture and what its uncertainty is made of, against numpy and scipy."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.stats import entropy
 
 import tiny
 from abmll.errors import UserError
-from abmll.predict import Prediction, predict
+from abmll.predict import Prediction, by_length, predict
 from abmll.tasks import Example
 
 QUESTIONS = tuple(Example(f"q{i}", ("warm", "cold", "grey"), "cold") for i in range(4))
@@ -80,6 +81,23 @@ def test_rows_come_in_the_questions_order_whatever_the_batch(name, latent, fitte
     for size in (1, 3, 100):
         again = predict(posterior, questions, seed=4, batch_size=size)
         torch.testing.assert_close(again.probs, whole.probs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("overhead", [0, 5, 1000])
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_batches_by_length_are_the_least_to_read(most, overhead):
+    lengths = [7, 3, 3, 40, 8, 21, 6, 3]
+
+    def cost(batches):
+        return sum(overhead + len(b) * max(lengths[i] for i in b) for b in batches)
+
+    found = by_length(lengths, most, overhead)
+    assert sorted(i for b in found for i in b) == list(range(8))
+    assert max(map(len, found)) <= most
+    order = sorted(range(8), key=lambda i: lengths[i])
+    cuts = [[0, *(i for i in range(1, 8) if bits >> i & 1), 8] for bits in range(0, 256, 2)]
+    ways = [[order[i:j] for i, j in itertools.pairwise(cut)] for cut in cuts]
+    assert cost(found) == min(cost(way) for way in ways if max(map(len, way)) <= most)
 
 
 def test_labels_are_not_read(fitted):

@@ -14,6 +14,10 @@ from abmll.hashing import stable_hash
 from abmll.posterior.base import Posterior
 from abmll.tasks.task import Example
 
+# What a forward pass costs beside its tokens, in tokens: of a small encoder on one CPU thread; and on an accelerator,
+# where a pass of few tokens is as long as its kernel launches.
+_FORWARD, _LAUNCHES = 32, 1024
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -90,7 +94,7 @@ def predict(
         questions: outputs are not read.
         samples: draws to average; 0: the mean adapter; None: `posterior.config.samples`.
         seed: of the draws; the same seed gives the same draws in any batch size.
-        batch_size: questions in one forward pass; questions of like length are batched together.
+        batch_size: most questions in one forward pass; questions of like length are batched together.
 
     Returns:
         the Prediction, in the questions' order.
@@ -106,9 +110,9 @@ def predict(
     posterior.activate()
     key = stable_hash("predict", seed, posterior.task)
     scorer = posterior.scorer
-    order = sorted(range(len(questions)), key=lambda i: scorer.length(posterior.task, questions[i]))
+    lengths = [scorer.length(posterior.task, question) for question in questions]
     width = max(len(q.options) for q in questions)
-    rows = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rows = by_length(lengths, batch_size, _FORWARD if scorer.device.type == "cpu" else _LAUNCHES)
     batches = [scorer.collate(posterior.task, [questions[i] for i in chosen]) for chosen in rows]
     parts: dict[int, Tensor] = {}
     for chosen, log_probs in zip(rows, posterior.log_probs(batches, S, key), strict=True):  # (rows, S, C of the batch)
@@ -122,3 +126,23 @@ def predict(
         parts.update(zip(chosen, padded, strict=True))
     epistemic = posterior.epistemic and S > 0
     return Prediction(torch.stack([parts[i] for i in range(len(questions))]), tuple(questions), epistemic)
+
+
+def by_length(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
+    """Batches of at most `most` rows, each row padded to its batch's longest, that are the least to read in all.
+
+    The cost of a batch is rows x longest + `overhead`, in tokens. Rows of like length stand together, so the best cut
+    of the sorted rows is found exactly, by dynamic programming. Returns each batch's indices into `lengths`.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    best, begin = [0], [0]  # of the first j rows: the least cost, and where their last batch begins
+    for j in range(1, len(order) + 1):
+        longest = lengths[order[j - 1]]
+        cost, i = min((best[i] + overhead + (j - i) * longest, i) for i in range(max(0, j - most), j))
+        best.append(cost)
+        begin.append(i)
+    batches, stop = [], len(order)
+    while stop:
+        batches.append(order[begin[stop] : stop])
+        stop = begin[stop]
+    return batches[::-1]

@@ -7,6 +7,7 @@ from scoring_setups import EXAMPLES, Setup
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from abmll.adapter import modes
 from abmll.scoring import Embedding, ScoringConfig
 from abmll.tasks.task import Example
 
@@ -50,6 +51,35 @@ def test_each_distinct_option_is_encoded_once(build):
     assert batch.options.input_ids.shape[0] == len(distinct) == 8
     for row, example in zip(batch.option_index.tolist(), EXAMPLES, strict=True):
         assert [distinct[i] for i in row[: len(example.options)]] == list(example.options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", [modes.Mean("default"), modes.Sample(3), modes.Sample(3, sample=1, scope="sequence")])
+def test_options_that_batches_share_are_read_once(mode, build, monkeypatch):
+    setup = build("embedding", "bert")
+    batches = [setup.batch(EXAMPLES[:2]), setup.batch(EXAMPLES[1:]), setup.batch(EXAMPLES[:1])]
+    with modes.use(setup.model, mode):
+        wanted = [setup.scorer.option_log_probs(setup.model, batch) for batch in batches]
+        for rows in (32, 3):
+            monkeypatch.setattr("abmll.scoring.embedding._ROWS", rows)
+            read = []
+            embeddings = setup.model.get_input_embeddings()
+            handle = embeddings.register_forward_hook(lambda _, inputs, __, read=read: read.append(len(inputs[0])))
+            got = setup.scorer.log_probs(setup.model, batches)
+            handle.remove()
+            for one, other in zip(got, wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+            assert sum(read) == 8 + 2 + 3 + 1  # distinct options, and inputs
+            assert max(read) <= rows
+    for name, p in setup.model.named_parameters():
+        if "abmll_A" in name or "logvar_A" in name:
+            p.mul_(-3.0)  # another adaptation
+    with modes.use(setup.model, mode):
+        fresh = [setup.scorer.option_log_probs(setup.model, batch) for batch in batches]
+        got = setup.scorer.log_probs(setup.model, batches)
+    for one, other, before in zip(got, fresh, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(one, before, atol=1e-3)
 
 
 def test_neither_the_task_nor_the_choices_are_part_of_the_text(build):

@@ -90,7 +90,11 @@ def test_the_kl_of_a_batch_is_the_sum_over_its_distinct_texts(name, architecture
 def test_tokens_are_counted_without_padding(name, architecture, build):
     setup = build(name, architecture)
     batch = setup.batch(EXAMPLES[:2])
-    alone = [setup.scorer.length(TASK_NAME, e) for e in EXAMPLES[:2]]
+    alone = [setup.batch([e]).n_tokens for e in EXAMPLES[:2]]
+    assert [setup.scorer.length(TASK_NAME, e) for e in EXAMPLES[:2]] == [
+        n - (sum(len(setup.tokenizer(o).input_ids) for o in e.options) if name == "embedding" else 0)
+        for n, e in zip(alone, EXAMPLES[:2], strict=True)
+    ]
     shared = 2 if name == "embedding" else 0  # 'warm' and 'cold' are encoded once
     texts = [setup.tokenizer(o).input_ids for o in EXAMPLES[1].options] if shared else []
     assert batch.n_tokens == sum(alone) - sum(len(t) for t in texts)

@@ -92,13 +92,12 @@ class Posterior(ABC):
 
         A draw answers all batches before the next one does: what it costs to make is paid once.
         """
-        each: list[list[Tensor]] = [[] for _ in batches]
+        each = []
         tokens = sum(batch.n_tokens for batch in batches)
         for mode in self.draws(samples, key):
             with modes.use(self.model, mode), merged(self.model, tokens):
-                for found, batch in zip(each, batches, strict=True):
-                    found.append(self.scorer.option_log_probs(self.model, batch))
-        return [torch.stack(found, dim=1) for found in each]
+                each.append(self.scorer.log_probs(self.model, batches))
+        return [torch.stack(found, dim=1) for found in zip(*each, strict=True)]
 
     def load(self, tensors: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
         """Take over what a fitted posterior of the same settings held in `tensors` and `extras`."""

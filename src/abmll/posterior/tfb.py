@@ -142,7 +142,7 @@ class Criterion:
         tokens = sum(batch.n_tokens for batch in self.batches)
         for mode in draws:
             with modes.use(self.posterior.model, mode), merged(self.posterior.model, tokens):
-                parts = [self.posterior.scorer.option_log_probs(self.posterior.model, b) for b in self.batches]
+                parts = self.posterior.scorer.log_probs(self.posterior.model, self.batches)
             each.append(torch.cat([F.pad(p, (0, self.options - p.shape[1]), value=-torch.inf) for p in parts]))
         return torch.stack(each).logsumexp(0) - math.log(len(each))
 

@@ -96,6 +96,10 @@ class Scorer(ABC, Generic[B]):
     def option_log_probs(self, model: Any, batch: B) -> Tensor:
         """Log p(option | input) in nats, float32 (n, C), normalised over the item's options; -inf where masked."""
 
+    def log_probs(self, model: Any, batches: Sequence[B]) -> list[Tensor]:
+        """`option_log_probs` of several batches in one mode, for prediction: a text they share may be read once."""
+        return [self.option_log_probs(model, batch) for batch in batches]
+
     def nll(self, model: Any, batch: B) -> tuple[Tensor, int]:
         """Negative log-likelihood of the right answers in nats, SUMMED over what counts, and how many counted."""
         log_probs = self.option_log_probs(model, batch)
@@ -153,9 +157,9 @@ class Scorer(ABC, Generic[B]):
     def check(self, example: Example) -> None:
         """UserError for an example that this scorer cannot put to a model."""
 
+    @abstractmethod
     def length(self, task: str, example: Example) -> int:
-        """Tokens that the example costs: to batch examples of like length together."""
-        return self.collate(task, [example]).n_tokens
+        """Tokens of the example's row: to batch examples of like length together."""
 
 
 def labels_and_mask(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:

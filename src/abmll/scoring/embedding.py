@@ -18,10 +18,12 @@ from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.tasks.task import Example
 
+_ROWS = 32  # option texts in one forward pass
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingBatch(Batch):
-    """Inputs (n rows), the batch's distinct option texts, and which of them each option is, (n, C)."""
+    """Inputs (n rows), the batch's distinct option texts in order, and which of them each option is, (n, C)."""
 
     inputs: Sequences
     options: Sequences
@@ -51,6 +53,10 @@ class Embedding(Scorer[EmbeddingBatch]):
         padding = self.config.count_padding
         return pad(rows, self.pad_id, left=False, count_padding=padding, device=self.device)
 
+    def length(self, task: str, example: Example) -> int:
+        """Tokens of the input: options are few, and short."""
+        return len(self.encode(task, example.input).ids)
+
     def collate(self, task: str, examples: Sequence[Example]) -> EmbeddingBatch:
         """Each distinct option text is encoded once."""
         inputs = self._pad([self.encode(task, e.input) for e in examples])
@@ -71,5 +77,21 @@ class Embedding(Scorer[EmbeddingBatch]):
 
     def option_log_probs(self, model: Any, batch: EmbeddingBatch) -> Tensor:
         """Softmax of scale x cosine over the item's own options."""
-        cosine = self.embed(model, batch.inputs) @ self.embed(model, batch.options).T  # (n, distinct options)
+        return self._compare(self.embed(model, batch.inputs), self.embed(model, batch.options), batch)
+
+    def log_probs(self, model: Any, batches: Sequence[EmbeddingBatch]) -> list[Tensor]:
+        """Each distinct option text of all batches is embedded once: its draw, keyed by the text, is one in all."""
+        texts = [list(dict.fromkeys(o for e in batch.examples for o in e.options)) for batch in batches]
+        distinct = sorted({o for each in texts for o in each}, key=lambda o: (len(self._cache[o][0].ids), o))
+        row = {o: i for i, o in enumerate(distinct)}
+        chunks = [distinct[i : i + _ROWS] for i in range(0, len(distinct), _ROWS)]
+        options = torch.cat([self.embed(model, self._pad([self._cache[o][0] for o in c])) for c in chunks])
+        found = []
+        for batch, own in zip(batches, texts, strict=True):
+            rows = torch.tensor([row[o] for o in own], device=self.device)
+            found.append(self._compare(self.embed(model, batch.inputs), options[rows], batch))
+        return found
+
+    def _compare(self, inputs: Tensor, options: Tensor, batch: EmbeddingBatch) -> Tensor:
+        cosine = inputs @ options.T  # (n, distinct options of the batch)
         return normalise(self.config.scale * cosine.gather(1, batch.option_index), batch.option_mask)

@@ -134,6 +134,10 @@ class Letters(Scorer[LettersBatch]):
             self._cache[key] = _Encoded(Segment.of(ids), header)
         return self._cache[key]
 
+    def length(self, task: str, example: Example) -> int:
+        """Tokens of the prompt."""
+        return len(self.encode(task, example).prompt.ids)
+
     def collate(self, task: str, examples: Sequence[Example]) -> LettersBatch:
         """Left-padded prompts: the letter's logits stand in the last column."""
         encoded = [self.encode(task, e) for e in examples]

@@ -71,6 +71,11 @@ class Options(Scorer[OptionsBatch]):
             self._cache[key] = tuple((first, Segment.of(a[:most], after=first)) for a in answers)
         return self._cache[key]
 
+    def length(self, task: str, example: Example) -> int:
+        """Tokens of the prompt and of all options."""
+        pairs = self.encode(task, example)
+        return len(pairs[0][0].ids) + sum(len(option.ids) for _, option in pairs)
+
     def unpacked(self) -> Self:
         """This scorer with a row for each option."""
         view = copy.copy(self)
