@@ -106,7 +106,7 @@ def test_theta_learns_what_the_tasks_have_in_common(name, latent, learner, score
         made.model, PRIOR, {k: v.fill_(-6.0) if k.endswith("abmll_L") or "log_sd" in k else v for k, v in theta.items()}
     )
     for layer in state.layers(made.model, PRIOR) if latent == "weight" else ():
-        layer.log_c = {adapter: -10.0 for adapter in layer.log_c}
+        layer.log_c = dict.fromkeys(layer.log_c, -10.0)
 
     def nll():
         batches = [scorer.collate(t.name, t.examples) for t in tasks]
