@@ -7,7 +7,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.distributions import Normal
 
+from abmll import noise
 from abmll.adapter import state
 from abmll.adapter.config import START_LOG_VARIANCE, AbmllConfig
 from abmll.adapter.latents import LATENTS
@@ -110,6 +112,17 @@ def test_draws_have_the_moments_of_one_gaussian_weight_per_token_text_or_batch(s
     off = wanted.reshape(4, D_OUT, 4, D_OUT).diagonal(dim1=1, dim2=3)  # (4, 4, d_out): the same coordinate
     between = (off[0, 1].abs().max() > 0.1, off[0, 2].abs().max() > 0.1)
     assert between == {"token": (False, False), "sequence": (True, False), "batch": (True, True)}[scope]
+
+
+def test_the_draw_of_a_batch_is_the_one_that_the_sampled_kl_is_taken_at(build):
+    model, layer = build()
+    x, mode = points(), Variational(5, TASK, PRIOR, scope="batch", kl="sampled")
+    with torch.no_grad(), use(model, mode):
+        z, kl = model(x) - layer.base_layer(x), state.totals(model, mode)[0]
+    q, p = (Normal(*moments(layer, name)) for name in (TASK, PRIOR))
+    W = q.mean + q.stddev * noise.normal(noise.fold(5, layer.key_hash, 0, torch.arange(D_OUT)), D_IN, torch.float64)
+    torch.testing.assert_close(z, x @ W.T)
+    torch.testing.assert_close(kl, (q.log_prob(W) - p.log_prob(W)).sum())
 
 
 def test_a_text_has_its_weight_whatever_stands_beside_it(build):

@@ -101,10 +101,12 @@ def test_theta_learns_what_the_tasks_have_in_common(name, latent, learner, score
     if name == "maml":  # it promises a low loss K steps on (test_maml); with one short step that is theta's own
         settings |= {"inner_lr": 0.01, "outer_lr": 0.01, "inner_steps": 1, "episodes": 120, "tasks_per_step": 3}
     made = learner(name, latent, tasks=tasks, **settings)
-    theta = state.read(made.model, PRIOR)  # the fixture's draws of A are too wide to learn anything by
+    theta = state.read(made.model, PRIOR)  # the fixture's draws of weights are too wide to learn anything by
     state.write(
         made.model, PRIOR, {k: v.fill_(-6.0) if k.endswith("abmll_L") or "log_sd" in k else v for k, v in theta.items()}
     )
+    for layer in state.layers(made.model, PRIOR) if latent == "weight" else ():
+        layer.log_c = dict.fromkeys(layer.log_c, -10.0)
 
     def nll():
         batches = [scorer.collate(t.name, t.examples) for t in tasks]

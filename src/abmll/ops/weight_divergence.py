@@ -154,8 +154,8 @@ class _Divergence(torch.autograd.Function):
         p = _Gatherer(A_p, B_p, S_p, T_p, scale) if graph and any(ctx.needs_input_grad[4:8]) else None
         sums = []
         for t in tiles(d_out, width, A_q.device):
-            inverse = torch.addmm(A_p.new_tensor(c_p), T_p[t], S_p, alpha=scale).reciprocal_()  # 1 / sd_p
-            u = torch.addmm(A_q.new_tensor(c_q - c_p), sd_left[t], sd_right, alpha=scale).mul_(inverse)
+            inverse = torch.addmm(A_p.new_full((), c_p), T_p[t], S_p, alpha=scale).reciprocal_()  # 1 / sd_p
+            u = torch.addmm(A_q.new_full((), c_q - c_p), sd_left[t], sd_right, alpha=scale).mul_(inverse)
             gap = torch.mm(mean_left[t], mean_right).mul_(scale).mul_(inverse)  # (m_q - m_p) / sd_p
             ratio = u + 1.0  # sd_q / sd_p
             if rows is None:
@@ -194,7 +194,7 @@ class _LogHyperprior(torch.autograd.Function):
         p = _Gatherer(A, B, S, T, scale) if graph and any(ctx.needs_input_grad) else None
         sums = []
         for t in tiles(d_out, width, A.device):
-            inverse = torch.addmm(A.new_tensor(c), T[t], S, alpha=scale).reciprocal_()
+            inverse = torch.addmm(A.new_full((), c), T[t], S, alpha=scale).reciprocal_()
             m = torch.mm(B[t], A).mul_(scale)
             flat_m, flat_i = m.view(-1), inverse.view(-1)
             sums.append(-0.5 * flat_m.dot(flat_m) - rate * flat_i.dot(flat_i))

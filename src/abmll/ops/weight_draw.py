@@ -178,7 +178,7 @@ class _Shared(torch.autograd.Function):
 def _noise(A: Tensor, B: Tensor, scale: float, c: float, rows: Tensor) -> tuple[Tensor, Tensor]:
     """(sd o eps, eps) of a band of the weight, each (rows, d_in)."""
     eps = noise.normal(rows, A.shape[1], A.dtype)
-    return torch.addmm(A.new_tensor(c), B, A, alpha=scale).mul_(eps), eps
+    return torch.addmm(A.new_full((), c), B, A, alpha=scale).mul_(eps), eps
 
 
 def _turned(rows: Tensor, signs: Tensor | None, side: int) -> Tensor:
