@@ -35,9 +35,15 @@ def available() -> list[str]:
     return [name for name, latent in METHODS.items() if latent in START_LOG_VARIANCE]
 
 
-@contextmanager
-def plain_torch() -> Iterator[None]:
+def plain_torch() -> AbstractContextManager[None]:
     """Latent `output` by `ops.reference` instead of the fused operation."""
+    use: Any = getattr(ops, "use", None)
+    return _swapped() if use is None else use("reference")
+
+
+@contextmanager
+def _swapped() -> Iterator[None]:
+    """The same where `ops` has no choice of implementation yet: its functions replaced by the reference's."""
     fused = {name: getattr(ops, name) for name in ("project_both", "draw", "draw_and_divergence")}
 
     def project_both(x: Tensor, q: Any, p: Any) -> Any:
@@ -49,8 +55,10 @@ def plain_torch() -> Iterator[None]:
     def draw_and_divergence(q: Any, p: Any, mask: Tensor, address: Tensor | None) -> tuple[Tensor, Tensor]:
         return q.m if address is None else draw(q, address), reference.divergence(q, p, mask)
 
-    ops.project_both, ops.draw, ops.draw_and_divergence = project_both, draw, draw_and_divergence
+    replaced = {"project_both": project_both, "draw": draw, "draw_and_divergence": draw_and_divergence}
     try:
+        for name, function in replaced.items():
+            setattr(ops, name, function)
         yield
     finally:
         for name, function in fused.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,4 +141,5 @@ class Bench:
 
 def _peaks(setting: Setting, methods: Sequence[str]) -> dict[str, Peak]:
     quiet()
+    warnings.simplefilter("ignore")
     return Bench(setting, setting.base()).peaks(methods)
