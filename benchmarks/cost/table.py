@@ -16,11 +16,14 @@ Cells = list[dict[str, Any]]
 
 def render(record: Mapping[str, Any]) -> str:
     """All cases of a record, in their order."""
-    parts = [_legend(record)]
-    for name in record["order"]:
-        if name in record["cases"]:
-            case = record["cases"][name]
-            parts.append(f"### ({name}) {case['title']}\n\n{_case(case)}\n\n{_where(case)}")
+    parts, cases = [_legend(record)], record["cases"]
+    there = [name for name in record["order"] if name in cases]
+    for name in there:
+        if "note" not in cases[name]:
+            parts.append(f"### ({name}) {cases[name]['title']}\n\n{_case(cases[name])}\n\n{_where(cases[name])}")
+    if empty := [name for name in there if "note" in cases[name]]:
+        parts.append("\n".join(["### Empty rows\n", *(f"- ({name}) {cases[name]['title']}" for name in empty)]))
+        parts += dict.fromkeys(cases[name]["note"] for name in empty)
     return "\n\n".join(parts) + "\n"
 
 
@@ -49,8 +52,6 @@ def _where(case: Mapping[str, Any]) -> str:
 
 
 def _case(case: Mapping[str, Any]) -> str:
-    if case.get("note"):
-        return case["note"]
     return {"reach": _reach, "ratios": _ratios, "throughput": _throughput, "memory": _memory, "startup": _startup}[
         case["form"]
     ](case)
