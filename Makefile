@@ -11,7 +11,7 @@ ORACLE := laplace-torch asdfghjkl backpack-for-pytorch curvlinops-for-pytorch ei
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test test-fast lint format real clean
+.PHONY: setup demo test test-fast lint format real bench clean
 
 setup: $(VENV)/.done
 
@@ -43,6 +43,9 @@ format: setup
 
 real: setup
 	$(BIN)/python benchmarks/real.py
+
+bench: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
