@@ -44,6 +44,16 @@ class Ask:
         """Whether eps is needed at all: then `address` is given."""
         return self.draw or self.kl == "sampled"
 
+    @property
+    def sums(self) -> bool:
+        """Whether there is anything to sum: then a prior and `mask` are given."""
+        return self.kl != "none" or self.hyper
+
+    @property
+    def only_mean(self) -> bool:
+        """Whether y = y0 + m_q is all: that is LoRA, and needs no operation of its own."""
+        return not (self.noise or self.sums)
+
 
 class Needs(NamedTuple):
     """Which gradients backward is asked for, each (of q, of p)."""
@@ -109,4 +119,7 @@ class Core(Protocol):
         ask: Ask,
         needs: Needs,
     ) -> Gradients:
-        """Gradients from those of the three outputs. grad_y (N, d_out) contiguous; None: y was not used (outer step)."""
+        """Gradients from those of the three outputs.
+
+        grad_y is (N, d_out), contiguous; None where y was not used (the outer step).
+        """

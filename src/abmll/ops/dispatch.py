@@ -1,0 +1,115 @@
+"""Which implementation of the operation runs: by the device and what the machine has, or the one that is forced.
+
+| name        | what                                                | chosen by itself                          |
+|-------------|-----------------------------------------------------|-------------------------------------------|
+| `compiled`  | C++, compiled once a machine in a second or two     | float32 on a CPU with a compiler          |
+| `tiled`     | plain torch, tile by tile                           | where the faster ones are not to be had   |
+| `reference` | the specification, autograd through plain torch     | never: the others are tested against it   |
+
+The environment variable ABMLL_OPS, or `use(name)` around a block, forces one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from abmll.errors import unknown
+from abmll.ops.build import BuildError
+from abmll.ops.compiled import Compiled
+from abmll.ops.core import Ask, Core, Needs
+from abmll.ops.tiled import Tiled
+
+AUTO, REFERENCE = "auto", "reference"
+NAMES = (AUTO, "compiled", "tiled", REFERENCE)
+
+_log = logging.getLogger(__name__)
+_FORCED: ContextVar[str | None] = ContextVar("abmll_ops", default=None)
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Force an implementation inside the block (`auto`: none). UserError for a name that there is not."""
+    token = _FORCED.set(_known(name))
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def forced() -> str:
+    """The name in force: that of `use`, else ABMLL_OPS, else `auto`."""
+    return _FORCED.get() or _known(os.environ.get("ABMLL_OPS") or AUTO)
+
+
+def core_for(h: Tensor) -> Core:
+    """The core for rows `h`: the forced one, else the fastest for their device and dtype."""
+    name = forced()
+    if name == "compiled":
+        return _compiled()
+    if name == AUTO and h.device.type == "cpu" and h.dtype == torch.float32:
+        return _fastest_on_cpu()
+    return Tiled()
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise unknown("implementation of the Gaussian-LoRA operation", name, NAMES)
+    return name
+
+
+@cache
+def _compiled() -> Compiled:
+    core = Compiled()
+    _check(core)
+    return core
+
+
+@cache
+def _fastest_on_cpu() -> Core:
+    """The compiled core; where it cannot be built, or does not agree with the tiled one, the tiled one, logged."""
+    try:
+        return _compiled()
+    except (BuildError, OSError) as error:
+        _log.warning("the compiled CPU operation is not available (%s); plain torch is used, which is slower", error)
+        return Tiled()
+
+
+def _check(core: Core) -> None:
+    """BuildError where a small problem, of odd sizes, does not come out as the tiled core has it."""
+    rows, width, r = 5, 19, 3
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    y0, h, B = random(rows, width), random(rows, 4 * r), tuple(0.3 * random(width, r) for _ in range(4))
+    address = torch.randint(-(2**62), 2**62, (rows,), generator=generator)
+    ask, grad_y, mask = Ask(hyper=True), random(rows, width), torch.arange(rows) % 2.0
+    found = []
+    for one in (core, Tiled()):
+        outputs = one.forward(y0, h, B, (-1.0, -1.5), address, mask, ask)
+        both = (True, True)
+        gradients = one.backward(
+            grad_y,
+            torch.tensor(0.5),
+            torch.tensor(-0.3),
+            h,
+            B,
+            (-1.0, -1.5),
+            address,
+            mask,
+            ask,
+            Needs(both, both, both),
+        )
+        found.append([*outputs, gradients.h, *gradients.B, *gradients.log_c])
+    for a, b in zip(*found, strict=True):
+        if a is None or b is None or not torch.allclose(a, b, rtol=1e-4, atol=1e-4):
+            raise BuildError("its results differ from those of plain torch")
