@@ -28,24 +28,34 @@ def fresh(monkeypatch):
 
 
 def test_the_fastest_by_device_and_dtype(fresh):
-    assert isinstance(dispatch.core_for(ROWS), Compiled)
-    assert isinstance(dispatch.core_for(ROWS.double()), Tiled)
-    assert isinstance(dispatch.core_for(ROWS.to("meta")), Tiled)
+    assert isinstance(dispatch.core_for(ROWS, 2), Compiled)
+    assert isinstance(dispatch.core_for(ROWS.double(), 2), Tiled)
+    assert isinstance(dispatch.core_for(ROWS.to("meta"), 2), Tiled)
 
 
 def test_one_can_be_forced_by_function_and_by_environment(fresh):
     with ops.use("tiled"):
-        assert isinstance(dispatch.core_for(ROWS), Tiled)
+        assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
         with ops.use("compiled"):
-            assert isinstance(dispatch.core_for(ROWS), Compiled)
-        assert isinstance(dispatch.core_for(ROWS), Tiled)
+            assert isinstance(dispatch.core_for(ROWS, 2), Compiled)
+        assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
     fresh.setenv("ABMLL_OPS", "tiled")
-    assert isinstance(dispatch.core_for(ROWS), Tiled)
+    assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
     fresh.setenv("ABMLL_OPS", "quick")
     with pytest.raises(UserError, match="'quick'"):
-        dispatch.core_for(ROWS)
+        dispatch.core_for(ROWS, 2)
     with pytest.raises(UserError, match="'fast'"), ops.use("fast"):
         pass
+
+
+def test_a_gpu_without_triton_has_plain_torch(fresh, caplog):
+    dispatch._fastest_on_gpu.cache_clear()
+    fresh.setitem(sys.modules, "abmll.ops.triton_core", None)  # importing it fails
+    dispatch._triton.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(dispatch._fastest_on_gpu(), Tiled)
+    assert "Triton operation is not available" in caplog.text
+    dispatch._fastest_on_gpu.cache_clear()
 
 
 @pytest.mark.parametrize("broken", ["no compiler", "compiler fails", "no folder", "wrong results"])
@@ -69,13 +79,13 @@ def test_without_the_compiled_core_plain_torch_serves_and_the_log_says_so(broken
         source.write_text(text.replace("0x846CA68Bu", "0x846CA68Du"), encoding="utf-8")
         fresh.setattr(compiled, "SOURCE", source)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(dispatch.core_for(ROWS), Tiled)
+        assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
         found = case().run(ops.Ask())
     assert sum("plain torch is used" in m for m in caplog.messages) == 1  # once, not at every layer
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     with pytest.raises((build.BuildError, OSError)), ops.use("compiled"):
-        dispatch.core_for(ROWS)
+        dispatch.core_for(ROWS, 2)
 
 
 def test_two_processes_build_at_once_and_a_third_finds_it_made(tmp_path):

@@ -15,7 +15,7 @@ from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.meta.base import Info, MetaLearner
 from abmll.meta.episodes import Episode
-from abmll.posterior.objective import Terms, adamw, descend, kl_share, terms
+from abmll.posterior.objective import Terms, adamw, descend, finite, kl_share, terms, update
 
 
 class Abmll(MetaLearner):
@@ -50,20 +50,21 @@ class Abmll(MetaLearner):
         fresh = int(c.outer_batch == "fresh" and state.latent_of(self.model).uses_inputs)
         nll, count, tokens = 0.0, 0, 0
         kl = hyperprior = 0.0
-        outer_loss = None
+        value, where = 0.0, f"outer step {index}"
+        self.optimizers["outer"].zero_grad(set_to_none=True)
         for i in range(index * c.tasks_per_step, (index + 1) * c.tasks_per_step):
             episode = self.episodes(i, c.inner_steps + fresh)
             inner, read = self._inner(episode)
             outer, outer_read = self._outer(episode)
             loss = c.beta * outer.kl - self._gamma / len(self.episodes) * outer.hyperprior
             loss = loss / c.tasks_per_step
-            outer_loss = loss if outer_loss is None else outer_loss + loss
+            value += finite(loss, where)
+            loss.backward()  # type: ignore[no-untyped-call] # now: the next task's phi overwrites this one's
             nll += sum(t.nll.item() for t in inner)
             count += sum(t.n for t in inner)
             tokens += read + outer_read
             kl, hyperprior = inner[-1].kl.item(), outer.hyperprior.item()
-        assert outer_loss is not None  # tasks_per_step is at least 1
-        descend(outer_loss, self.optimizers["outer"], f"outer step {index}")
+        update(self.optimizers["outer"], value, where)
         passes = c.tasks_per_step * (c.inner_steps + int(state.latent_of(self.model).uses_inputs))
         return Info(episode.task, nll / count, kl, hyperprior, tokens, passes)
 

@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int kWidth = 8, kRows = 4, kColumns = 64, kVectors = kColumns / kWidth;
+constexpr int kWidth = 8, kRows = 6, kColumns = 128, kVectors = kColumns / kWidth;
 typedef float V __attribute__((vector_size(kWidth * 4)));
 typedef int32_t I __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t U __attribute__((vector_size(kWidth * 4)));

@@ -3,6 +3,7 @@
 | name        | what                                                | chosen by itself                          |
 |-------------|-----------------------------------------------------|-------------------------------------------|
 | `compiled`  | C++, compiled once a machine in a second or two     | float32 on a CPU with a compiler          |
+| `triton`    | Triton kernels                                      | float32 on a CUDA or ROCm device          |
 | `tiled`     | plain torch, tile by tile                           | where the faster ones are not to be had   |
 | `reference` | the specification, autograd through plain torch     | never: the others are tested against it   |
 
@@ -11,6 +12,7 @@ The environment variable ABMLL_OPS, or `use(name)` around a block, forces one.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -28,7 +30,8 @@ from abmll.ops.core import Ask, Core, Needs
 from abmll.ops.tiled import Tiled
 
 AUTO, REFERENCE = "auto", "reference"
-NAMES = (AUTO, "compiled", "tiled", REFERENCE)
+NAMES = (AUTO, "compiled", "triton", "tiled", REFERENCE)
+_LARGEST_TRITON_RANK = 64
 
 _log = logging.getLogger(__name__)
 _FORCED: ContextVar[str | None] = ContextVar("abmll_ops", default=None)
@@ -49,13 +52,18 @@ def forced() -> str:
     return _FORCED.get() or _known(os.environ.get("ABMLL_OPS") or AUTO)
 
 
-def core_for(h: Tensor) -> Core:
-    """The core for rows `h`: the forced one, else the fastest for their device and dtype."""
+def core_for(h: Tensor, rank: int) -> Core:
+    """The core for rows `h` of blocks of a rank: the forced one, else the fastest for their device and dtype."""
     name = forced()
     if name == "compiled":
         return _compiled()
-    if name == AUTO and h.device.type == "cpu" and h.dtype == torch.float32:
-        return _fastest_on_cpu()
+    if name == "triton":
+        return _triton()
+    if name == AUTO and h.dtype == torch.float32:
+        if h.device.type == "cpu":
+            return _fastest_on_cpu()
+        if h.device.type == "cuda" and rank <= _LARGEST_TRITON_RANK:
+            return _fastest_on_gpu()
     return Tiled()
 
 
@@ -79,6 +87,22 @@ def _fastest_on_cpu() -> Core:
         return _compiled()
     except (BuildError, OSError) as error:
         _log.warning("the compiled CPU operation is not available (%s); plain torch is used, which is slower", error)
+        return Tiled()
+
+
+@cache
+def _triton() -> Core:
+    core: Core = importlib.import_module("abmll.ops.triton_core").Triton()  # triton is there where a GPU is
+    return core
+
+
+@cache
+def _fastest_on_gpu() -> Core:
+    """The Triton core; where triton is not installed, the tiled one, logged."""
+    try:
+        return _triton()
+    except ImportError as error:
+        _log.warning("the Triton operation is not available (%s); plain torch is used, which is slower", error)
         return Tiled()
 
 

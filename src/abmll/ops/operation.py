@@ -85,7 +85,7 @@ class _GaussianLora(torch.autograd.Function):
         with _full_precision(x):
             h = F.linear(x.reshape(-1, x.shape[-1]).to(A[0].dtype), torch.cat(A))  # type: ignore[no-untyped-call]
             _scale(h, scales)
-            core = dispatch.core_for(h)
+            core = dispatch.core_for(h, B[0].shape[1])
             address = address if address is None else address.reshape(-1).contiguous()
             mask = mask if mask is None else mask.reshape(-1).to(h.dtype).contiguous()
             flat = y0.reshape(-1, y0.shape[-1]).contiguous()
