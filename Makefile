@@ -30,7 +30,7 @@ test-fast: setup
 # The GPU kernels: through Triton's interpreter on a CPU, and on a GPU where there is one. Triton is 1 GB, once.
 test-triton: setup
 	$(PIP) -e '.[triton]'
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ops/test_triton.py -rs
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ops/test_triton.py tests/ops/test_triton_compile.py -rs
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -12,7 +12,6 @@ The environment variable ABMLL_OPS, or `use(name)` around a block, forces one.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from abmll.errors import unknown
+from abmll.errors import UserError, unknown
 from abmll.ops.build import BuildError
 from abmll.ops.compiled import Compiled
 from abmll.ops.core import Ask, Core, Needs
@@ -63,7 +62,7 @@ def core_for(h: Tensor, rank: int) -> Core:
         if h.device.type == "cpu":
             return _fastest_on_cpu()
         if h.device.type == "cuda" and rank <= _LARGEST_TRITON_RANK:
-            return _fastest_on_gpu()
+            return _fastest_on_gpu(h.device)
     return Tiled()
 
 
@@ -90,41 +89,48 @@ def _fastest_on_cpu() -> Core:
         return Tiled()
 
 
-@cache
 def _triton() -> Core:
-    core: Core = importlib.import_module("abmll.ops.triton_core").Triton()  # triton is there where a GPU is
+    """UserError where triton is not installed: it is 1 GB, and an extra."""
+    try:
+        from abmll.ops.triton_core import Triton
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the implementation 'triton' needs the package {error.name}: pip install abmll[triton]"
+        ) from error
+    return Triton()
+
+
+@cache
+def _fastest_on_gpu(device: torch.device) -> Core:
+    """The Triton core, checked once a device; where it is missing, fails or disagrees, the tiled one, logged."""
+    try:
+        core = _triton()
+        _check(core, device)
+    except Exception as error:  # a compiler for any GPU there is may fail in any way
+        _log.warning("the Triton operation is not available (%s); plain torch is used, which is slower", error)
+        return Tiled()
     return core
 
 
-@cache
-def _fastest_on_gpu() -> Core:
-    """The Triton core; where triton is not installed, the tiled one, logged."""
-    try:
-        return _triton()
-    except ImportError as error:
-        _log.warning("the Triton operation is not available (%s); plain torch is used, which is slower", error)
-        return Tiled()
-
-
-def _check(core: Core) -> None:
+def _check(core: Core, device: torch.device | None = None) -> None:
     """BuildError where a small problem, of odd sizes, does not come out as the tiled core has it."""
     rows, width, r = 5, 19, 3
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device)
 
     y0, h, B = random(rows, width), random(rows, 4 * r), tuple(0.3 * random(width, r) for _ in range(4))
-    address = torch.randint(-(2**62), 2**62, (rows,), generator=generator)
-    ask, grad_y, mask = Ask(hyper=True), random(rows, width), torch.arange(rows) % 2.0
+    address = torch.randint(-(2**62), 2**62, (rows,), generator=generator).to(device)
+    ask, grad_y, mask = Ask(hyper=True), random(rows, width), torch.arange(rows, device=device) % 2.0
     found = []
     for one in (core, Tiled()):
         outputs = one.forward(y0, h, B, (-1.0, -1.5), address, mask, ask)
         both = (True, True)
         gradients = one.backward(
             grad_y,
-            torch.tensor(0.5),
-            torch.tensor(-0.3),
+            torch.tensor(0.5, device=device),
+            torch.tensor(-0.3, device=device),
             h,
             B,
             (-1.0, -1.5),

@@ -8,7 +8,7 @@ What moves and what is computed, per element of a layer's output (bytes for a bf
                again: r / 8 bytes each way an adapter; those of B's are fewer.
 
 Multiply-adds run on tensor cores where there are any. Counted in the machine code for sm_90 at r = 8, one element takes
-72 instructions forward with a draw and the closed KL (41 without the KL), 110 in the inner step's backward and 86 in
+72 instructions forward with a draw and the closed KL (41 without the KL), 110 in the inner step's backward and 95 in
 the outer step's. An H100 issues about eight a byte it moves, so these set the pace, not the bytes. From r = 32 on the
 sums of backward outgrow the registers: right, but slower.
 
