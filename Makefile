@@ -11,7 +11,7 @@ ORACLE := laplace-torch asdfghjkl backpack-for-pytorch curvlinops-for-pytorch ei
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test test-fast lint format real bench clean
+.PHONY: setup demo test test-fast test-triton lint format real bench clean
 
 setup: $(VENV)/.done
 
@@ -31,6 +31,11 @@ test: setup
 
 test-fast: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# The GPU kernels: through Triton's interpreter on a CPU, and on a GPU where there is one. Triton is 1 GB, once.
+test-triton: setup
+	$(PIP) -e '.[triton]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ops/test_triton.py tests/ops/test_triton_compile.py -rs
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 LOG_2PI = math.log(2.0 * math.pi)
-_MAX_EXPONENT = 80.0  # exp(80) = 5.5e34: far beyond any useful precision, yet a square of it times 1e-4 is still finite
+MAX_EXPONENT = 80.0  # exp(80) = 5.5e34: far beyond any useful precision, yet a square of it times 1e-4 is still finite
 
 
 def exp_neg(l: Tensor) -> Tensor:
     """The precision exp(-l), guarded: l below -80 counts as -80, so that no precision is infinite."""
-    return torch.exp(-l.clamp(min=-_MAX_EXPONENT))
+    return torch.exp(-l.clamp(min=-MAX_EXPONENT))
 
 
 def log_prob(z: Tensor, m: Tensor, l: Tensor) -> Tensor:

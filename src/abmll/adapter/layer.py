@@ -97,6 +97,10 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         x = self._cast_input_dtype(x, self.abmll_A[adapter_name].weight.dtype)
         return self.lora_dropout[adapter_name](x)  # type: ignore[no-any-return]
 
+    def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
+        """The adapter's input for an operation that does the cast itself: `cast`, but x itself where nothing drops."""
+        return x if isinstance(self.lora_dropout[adapter_name], nn.Identity) else self.cast(x, adapter_name)
+
     def tokens(self, x: Tensor, tokens: Tokens | None) -> Tokens:
         """Who the positions of x (batch, tokens, d_in) are; checked, and made up where no scorer has said it."""
         if x.dim() != 3:

@@ -29,7 +29,7 @@ from abmll.errors import UserError, unknown
 if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
 
-KLEstimate = Literal["closed", "sampled"]
+KLEstimate = Literal["closed", "sampled", "none"]
 Update = tuple[Tensor, Tensor, float]
 """A low-rank update s B A of a weight: A (r, d_in), B (d_out, r) and the scale s."""
 
@@ -104,7 +104,7 @@ class Sample:
         """The base output y plus the draw."""
         if self.adapter not in layer.abmll_A:
             return y
-        return y + layer.latents[self.adapter].sample(layer, self.adapter, layer.cast(x, self.adapter), self, tokens)
+        return layer.latents[self.adapter].add_sample(layer, self.adapter, y, x, self, tokens)
 
     def updates(self, layer: AbmllLayer) -> list[Update] | None:
         """The draw, where the latent's draws are adapters of their own."""
@@ -123,7 +123,7 @@ class Variational:
             "prior": the outer step: the layers' inputs are detached and the model runs without a graph; the sink's KL
             and hyperprior reach the prior alone, and nothing is ever propagated through the base model.
         draw: False: the posterior's mean instead of a draw.
-        kl: the closed form, or the one-sample estimate of it.
+        kl: the closed form, the one-sample estimate of it, or none: the sink stays empty.
         rate: rate b0 of the Gamma hyperprior on the precision.
     """
 
@@ -146,8 +146,7 @@ class Variational:
         """The base output y plus the posterior's draw; sums that depend on x go into the sink."""
         if self.posterior not in layer.abmll_A:
             return y
-        z = layer.latents[self.posterior].variational(layer, layer.cast(x, self.posterior), self, tokens)
-        return y + z
+        return layer.latents[self.posterior].add_variational(layer, y, x, self, tokens)
 
 
 @dataclass(frozen=True, slots=True)

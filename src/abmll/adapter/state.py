@@ -99,7 +99,7 @@ def totals(model: PeftModel, mode: Variational) -> tuple[Tensor, Tensor]:
     `output`: over the layers, the coordinates and the tokens that were counted. `factor`, `weight`: over the parameters
     or the weights they make, and no forward is needed. The hyperprior is computed for the prior's step only, else 0.
     """
-    if latent_of(model, mode.posterior).uses_inputs:
+    if mode.kl == "none" or latent_of(model, mode.posterior).uses_inputs:
         return mode.sink.total()
     kl, hyperprior = torch.zeros(()), torch.zeros(())
     for layer in layers(model, mode.posterior):

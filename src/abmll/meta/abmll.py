@@ -10,14 +10,12 @@ through the inner steps, and one working adapter serves all tasks.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from abmll.adapter import modes, state
 from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.meta.base import Info, MetaLearner
 from abmll.meta.episodes import Episode
-from abmll.posterior.objective import Terms, adamw, descend, differentiate, kl_share, terms
+from abmll.posterior.objective import Terms, adamw, check_gradients, descend, finite, kl_share, terms
 
 
 class Abmll(MetaLearner):
@@ -63,34 +61,37 @@ class Abmll(MetaLearner):
         fresh = int(c.outer_batch == "fresh" and state.latent_of(self.model).uses_inputs)
         nll, count, tokens = 0.0, 0, 0
         kl = hyperprior = 0.0
-        outer_loss = None
+        value, where = 0.0, f"outer step {index}"
+        theta = state.parameters(self.model, state.PRIOR)
+        for p in theta:
+            p.grad = None
         for i in range(index * c.tasks_per_step, (index + 1) * c.tasks_per_step):
             episode = self.episodes(i, c.inner_steps + fresh)
             inner, read = self._inner(episode)
             outer, outer_read = self._outer(episode)
             loss = c.beta * outer.kl - self._gamma / len(self.episodes) * outer.hyperprior
             loss = loss / c.tasks_per_step
-            outer_loss = loss if outer_loss is None else outer_loss + loss
+            value += finite(loss, where)
+            loss.backward()  # type: ignore[no-untyped-call] # now: the next task's phi overwrites this one's
             nll += sum(t.nll.item() for t in inner)
             count += sum(t.n for t in inner)
             tokens += read + outer_read
             kl, hyperprior = inner[-1].kl.item(), outer.hyperprior.item()
-        assert outer_loss is not None  # tasks_per_step is at least 1
-        self._outer_step(outer_loss, index)
+        check_gradients(theta, value, where)
+        self._outer_step(index)
         passes = c.tasks_per_step * (c.inner_steps + int(state.latent_of(self.model).uses_inputs))
         return Info(episode.task, nll / count, kl, hyperprior, tokens, passes)
 
-    def _outer_step(self, loss: Tensor, index: int) -> None:
-        """One step on theta, as large as the schedule lets it be."""
+    def _outer_step(self, index: int) -> None:
+        """One step along the gradients that theta holds, as large as the schedule lets it be."""
         c = self.config
         left = 1.0 - index / self.steps if c.outer_schedule == "linear" else 1.0
         if c.outer == "adamw":
             optimizer = self.optimizers["outer"]
             for group in optimizer.param_groups:
                 group["lr"] = c.outer_lr * left
-            descend(loss, optimizer, f"outer step {index}")
+            optimizer.step()
             return
-        differentiate(loss, state.parameters(self.model, state.PRIOR), f"outer step {index}")
         for layer in state.layers(self.model, state.PRIOR):
             layer.latents[state.PRIOR].natural_step(layer, state.PRIOR, c.step_size * left, c.beta)
 

@@ -1,18 +1,12 @@
 """The Gaussian-LoRA operation: one adapter's linear-Gaussian output, its KL to a prior and the prior's hyperprior.
 
-`reference` is the specification in plain torch; `fused` computes the same in one pass and is what layers use.
+`gaussian_lora` is the operation, `reference` its specification in plain torch, `core` the contract between the versions
+of its elementwise stage (`compiled`, `tiled`), `dispatch` the choice between them.
 """
 
-from abmll.ops.fused import draw, draw_and_divergence, project_both
+from abmll.ops.core import Ask
+from abmll.ops.dispatch import use
+from abmll.ops.operation import gaussian_lora
 from abmll.ops.reference import GaussianOutput, Pairs, divergence, hyperprior, project
 
-__all__ = [
-    "GaussianOutput",
-    "Pairs",
-    "divergence",
-    "draw",
-    "draw_and_divergence",
-    "hyperprior",
-    "project",
-    "project_both",
-]
+__all__ = ["Ask", "GaussianOutput", "Pairs", "divergence", "gaussian_lora", "hyperprior", "project", "use"]

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from abmll import gaussian
+from abmll import gaussian, noise
+from abmll.ops.core import Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +66,29 @@ def divergence(q: GaussianOutput, p: GaussianOutput, mask: Tensor, z: Tensor | N
 def hyperprior(p: GaussianOutput, mask: Tensor, rate: float) -> Tensor:
     """Log p(theta) of the prior's activations in nats, summed as `divergence` is."""
     return (gaussian.log_hyperprior(p.m, p.l, rate).sum(-1) * mask).sum()
+
+
+def gaussian_lora(
+    y0: Tensor,
+    x: Tensor,
+    q: Pairs,
+    p: Pairs | None = None,
+    *,
+    ask: Ask,
+    address: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ops.gaussian_lora` written out: what every implementation has to equal, in value and gradient."""
+    x = x.to(q.A_m.dtype)
+    posterior = project(x, q)
+    z = posterior.m
+    if ask.noise and address is not None:
+        z = gaussian.sample(posterior.m, posterior.l, noise.normal(address, y0.shape[-1], x.dtype))
+    kl, hyper = x.new_zeros(()), x.new_zeros(())
+    if p is not None and mask is not None:
+        prior, counted = project(x, p), mask.to(x.dtype)
+        if ask.kl != "none":
+            kl = divergence(posterior, prior, counted, z if ask.kl == "sampled" else None)
+        if ask.hyper:
+            hyper = hyperprior(prior, counted, ask.rate)
+    return (y0 + (z if ask.draw else posterior.m)).to(y0.dtype), kl, hyper

@@ -60,22 +60,11 @@ def adamw(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
     """Backward and one step; the loss as a number. Raises NonFiniteLossError before a parameter is changed."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    value = differentiate(loss, parameters, where)
-    optimizer.step()
-    return value
-
-
-def differentiate(loss: Tensor, parameters: Sequence[Tensor], where: str) -> float:
-    """Backward into the parameters' fresh `grad`; the loss as a number.
-
-    Raises NonFiniteLossError where the loss or a gradient is no number: no step should be taken.
-    """
     value = finite(loss, where)
-    for p in parameters:
-        p.grad = None
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    check_gradients(parameters, value, where)
+    check_gradients([p for group in optimizer.param_groups for p in group["params"]], value, where)
+    optimizer.step()
     return value
 
 

@@ -40,7 +40,7 @@ class Variational(Gradient):
             posterior=state.TASK,
             prior=state.PRIOR,
             scope=self.config.scope,
-            kl=self.config.kl,
+            kl=self.config.kl if self.config.adapt_kl else "none",
             draw=self.config.draw,
         )
 

@@ -61,6 +61,18 @@ class Latent(ABC):
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """One draw of the posterior's output; KL and hyperprior that depend on x go to the sink."""
 
+    def add_sample(
+        self, layer: AbmllLayer, name: str, y: Tensor, x: Tensor, mode: Sample, tokens: Tokens | None
+    ) -> Tensor:
+        """The base output y plus one draw; x is the layer's own input. A latent may make it one operation."""
+        return y + self.sample(layer, name, layer.cast(x, name), mode, tokens)
+
+    def add_variational(
+        self, layer: AbmllLayer, y: Tensor, x: Tensor, mode: Variational, tokens: Tokens | None
+    ) -> Tensor:
+        """The base output y plus one draw of the posterior; x is the layer's own input, as in `add_sample`."""
+        return y + self.variational(layer, layer.cast(x, mode.posterior), mode, tokens)
+
     def divergence(self, layer: AbmllLayer, mode: Variational) -> Tensor:
         """KL(posterior || prior) of the layer in nats, where it needs no inputs."""
         raise TypeError(

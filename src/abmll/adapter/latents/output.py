@@ -46,25 +46,50 @@ class Output(Latent):
 
     def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
         """m(x) + exp(l(x)/2) eps, eps keyed by (key, layer, text, position, sample)."""
-        return ops.draw(ops.project(x, _pairs(layer, name)), _address(layer, x, mode, tokens))
+        return self.add_sample(layer, name, _nothing(layer, x), x, mode, tokens)
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """A draw of the posterior's output; to the sink: the KL at this x, and for the prior's step the hyperprior."""
-        mask = layer.tokens(x, tokens).mask.to(x.dtype)
-        address = _address(layer, x, mode, tokens)
+        return self.add_variational(layer, _nothing(layer, x), x, mode, tokens)
+
+    def add_sample(
+        self, layer: AbmllLayer, name: str, y: Tensor, x: Tensor, mode: Sample, tokens: Tokens | None
+    ) -> Tensor:
+        """The base output plus a draw, in one operation."""
+        address = layer.tokens(x, tokens).address(mode.key, layer.key_hash, mode.sample, mode.scope)
+        x = layer.dropped(x, name)
+        return ops.gaussian_lora(y, x, _pairs(layer, name), ask=ops.Ask(kl="none"), address=address)[0]
+
+    def add_variational(
+        self, layer: AbmllLayer, y: Tensor, x: Tensor, mode: Variational, tokens: Tokens | None
+    ) -> Tensor:
+        """The base output plus a draw of the posterior, KL and hyperprior, in one operation."""
         outer = mode.update == "prior"
-        if outer:
-            x = x.detach()
+        ask = ops.Ask(mode.draw, mode.kl, outer, mode.rate)
+        if ask.only_mean:
+            return y + self.mean(layer, mode.posterior, layer.cast(x, mode.posterior))
+        who = layer.tokens(x, tokens)
+        address = who.address(mode.key, layer.key_hash, mode.sample, mode.scope) if ask.noise else None
+        x = layer.dropped(x, mode.posterior)
         # The prior's step runs the base model without a graph; theta's own gradient is local to the layer.
         with torch.set_grad_enabled(outer or torch.is_grad_enabled()):
-            q, p = ops.project_both(x, _pairs(layer, mode.posterior), _pairs(layer, mode.prior))
-            if mode.kl == "closed":
-                z, kl = ops.draw_and_divergence(q, p, mask, address if mode.draw else None)
-            else:
-                z = ops.draw(q, address)
-                kl = ops.divergence(q, p, mask, z)
-            mode.sink.add(kl, ops.hyperprior(p, mask, mode.rate) if outer else None)
-        return z if mode.draw else q.m
+            y, kl, hyperprior = ops.gaussian_lora(
+                y,
+                x.detach() if outer else x,
+                _pairs(layer, mode.posterior),
+                _pairs(layer, mode.prior) if ask.sums else None,
+                ask=ask,
+                address=address,
+                mask=who.mask,
+            )
+        if ask.sums:
+            mode.sink.add(kl, hyperprior if outer else None)
+        return y
+
+
+def _nothing(layer: AbmllLayer, x: Tensor) -> Tensor:
+    """A base output of zeros, (batch, tokens, d_out)."""
+    return x.new_zeros(*x.shape[:-1], layer.out_features)
 
 
 def _pairs(layer: AbmllLayer, name: str) -> ops.Pairs:
@@ -76,8 +101,3 @@ def _pairs(layer: AbmllLayer, name: str) -> ops.Pairs:
         scale=layer.scaling[name],
         log_c=layer.abmll_log_c[name].weight.squeeze() if name in layer.abmll_log_c else layer.log_c[name],
     )
-
-
-def _address(layer: AbmllLayer, x: Tensor, mode: Sample | Variational, tokens: Tokens | None) -> Tensor:
-    """Noise addresses of the positions of x, (batch, tokens)."""
-    return layer.tokens(x, tokens).address(mode.key, layer.key_hash, mode.sample, mode.scope)

@@ -1,0 +1,105 @@
+"""Which core runs, how the compiled one is made, and what happens where it cannot be."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from abmll import ops
+from abmll.errors import UserError
+from abmll.ops import build, compiled, dispatch
+from abmll.ops.compiled import Compiled
+from abmll.ops.tiled import Tiled
+
+ROWS = torch.zeros(2, 4)
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """As in a new process: nothing loaded yet."""
+    for function in (dispatch._compiled, dispatch._fastest_on_cpu):
+        function.cache_clear()
+    monkeypatch.delenv("ABMLL_OPS", raising=False)
+    yield monkeypatch
+    for function in (dispatch._compiled, dispatch._fastest_on_cpu):
+        function.cache_clear()
+
+
+def test_the_fastest_by_device_and_dtype(fresh):
+    assert isinstance(dispatch.core_for(ROWS, 2), Compiled)
+    assert isinstance(dispatch.core_for(ROWS.double(), 2), Tiled)
+    assert isinstance(dispatch.core_for(ROWS.to("meta"), 2), Tiled)
+
+
+def test_one_can_be_forced_by_function_and_by_environment(fresh):
+    with ops.use("tiled"):
+        assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
+        with ops.use("compiled"):
+            assert isinstance(dispatch.core_for(ROWS, 2), Compiled)
+        assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
+    fresh.setenv("ABMLL_OPS", "tiled")
+    assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
+    fresh.setenv("ABMLL_OPS", "quick")
+    with pytest.raises(UserError, match="'quick'"):
+        dispatch.core_for(ROWS, 2)
+    with pytest.raises(UserError, match="'fast'"), ops.use("fast"):
+        pass
+
+
+def test_a_gpu_without_triton_has_plain_torch(fresh, caplog):
+    dispatch._fastest_on_gpu.cache_clear()
+    fresh.setitem(sys.modules, "abmll.ops.triton_core", None)  # importing it fails
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(dispatch._fastest_on_gpu(torch.device("cpu")), Tiled)
+    assert "Triton operation is not available" in caplog.text
+    dispatch._fastest_on_gpu.cache_clear()
+
+
+@pytest.mark.parametrize("broken", ["no compiler", "compiler fails", "no folder", "wrong results"])
+def test_without_the_compiled_core_plain_torch_serves_and_the_log_says_so(broken, fresh, tmp_path, caplog, case):
+    wanted = case().run(ops.Ask())
+    dispatch._compiled.cache_clear()
+    dispatch._fastest_on_cpu.cache_clear()
+    fresh.setenv("ABMLL_CACHE", str(tmp_path))
+    if broken == "no compiler":
+        fresh.setenv("PATH", str(tmp_path))
+        fresh.delenv("CXX", raising=False)
+    elif broken == "compiler fails":
+        fresh.setenv("CXX", "false")
+    elif broken == "no folder":
+        (tmp_path / "file").touch()
+        fresh.setenv("ABMLL_CACHE", str(tmp_path / "file" / "folder"))
+    else:
+        source = tmp_path / "wrong.cpp"
+        text = compiled.SOURCE.read_text(encoding="utf-8")
+        assert text.count("0x846CA68Bu") == 1
+        source.write_text(text.replace("0x846CA68Bu", "0x846CA68Du"), encoding="utf-8")
+        fresh.setattr(compiled, "SOURCE", source)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(dispatch.core_for(ROWS, 2), Tiled)
+        found = case().run(ops.Ask())
+    assert sum("plain torch is used" in m for m in caplog.messages) == 1  # once, not at every layer
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises((build.BuildError, OSError)), ops.use("compiled"):
+        dispatch.core_for(ROWS, 2)
+
+
+def test_two_processes_build_at_once_and_a_third_finds_it_made(tmp_path):
+    """Each loads build.py alone, which needs no torch."""
+    code = (
+        "import importlib.util, sys, pathlib\n"
+        "spec = importlib.util.spec_from_file_location('build', sys.argv[1])\n"
+        "build = importlib.util.module_from_spec(spec); spec.loader.exec_module(build)\n"
+        "assert build.load(pathlib.Path(sys.argv[2])).abmll_forward\n"
+    )
+    command = [sys.executable, "-c", code, build.__file__, str(compiled.SOURCE)]
+    environment = {"ABMLL_CACHE": str(tmp_path), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    (made,) = tmp_path.iterdir()  # one library, no leavings
+    written = made.stat().st_mtime_ns
+    assert subprocess.run(command, env=environment).returncode == 0
+    assert made.stat().st_mtime_ns == written
