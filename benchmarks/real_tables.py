@@ -157,6 +157,8 @@ def adopt(bench: Bench) -> None:
     from abmll.experiment.compare_plan import open_output
     from abmll.experiment.stored import Outcome, cell_path, load_cells, readable, store
 
+    measured = load_cells(bench.work / "cls" / "methods" / "pretrained", "")
+    texts = {cell.task: facts["forwards"] for cell, facts in measured if cell.seed == 1}
     for name in ADOPTED:
         pick = bench.real[name]
         own = {name: bench.settings(name)}
@@ -170,7 +172,7 @@ def adopt(bench: Bench) -> None:
                 if readable(cell_path(target, cell.task, cell.seed)):
                     continue
                 times, losses = (f["seconds_adapt"], f["seconds_predict"]), tuple(f["losses"])
-                store(target, Outcome(cell, *times, f["forwards"], f["truncated"], losses, f["query_missing"]))
+                store(target, Outcome(cell, *times, texts[cell.task], f["truncated"], losses, f["query_missing"]))
                 say(f"{name}  seed {seed}  {cell.task}  adopted")
 
 
