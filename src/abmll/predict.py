@@ -108,17 +108,17 @@ def predict(
     scorer = posterior.scorer
     order = sorted(range(len(questions)), key=lambda i: scorer.length(posterior.task, questions[i]))
     width = max(len(q.options) for q in questions)
+    rows = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [scorer.collate(posterior.task, [questions[i] for i in chosen]) for chosen in rows]
     parts: dict[int, Tensor] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = scorer.collate(posterior.task, [questions[i] for i in rows])
-        log_probs = posterior.log_probs(batch, S, key).cpu()  # (rows, S, C of the batch)
-        padding = (0, width - log_probs.shape[-1])
-        parts.update(zip(rows, torch.nn.functional.pad(log_probs, padding, value=-torch.inf), strict=True))
+    for chosen, log_probs in zip(rows, posterior.log_probs(batches, S, key), strict=True):  # (rows, S, C of the batch)
         if log_probs.isnan().any():
             raise UserError(
                 f"the adapter of task {posterior.task!r} gives probabilities that are not a number; its training "
                 "diverged: adapt it again with a lower rate"
             )
+        padding = (0, width - log_probs.shape[-1])
+        padded = torch.nn.functional.pad(log_probs.cpu(), padding, value=-torch.inf)
+        parts.update(zip(chosen, padded, strict=True))
     epistemic = posterior.epistemic and S > 0
     return Prediction(torch.stack([parts[i] for i in range(len(questions))]), tuple(questions), epistemic)

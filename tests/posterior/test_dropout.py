@@ -62,7 +62,7 @@ def test_a_draws_mask_folds_exactly_into_A(p, prior, fitted, scorer):
             with modes.use(model, modes.Mean(TASK)):
                 assert (model(**ids).logits - folded).abs().max() > 1e-4
         torch.testing.assert_close(folded, by_hand, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(posterior.log_probs(batch, 3, key=5)[:, s], log_probs, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(posterior.log_probs([batch], 3, key=5)[0][:, s], log_probs, rtol=1e-6, atol=1e-6)
 
 
 def test_training_masks_have_the_covariance_of_one_mask_a_text(prior):

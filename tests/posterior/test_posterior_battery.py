@@ -1,14 +1,16 @@
 """What every posterior promises, on every latent that can carry it."""
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 
 import tiny
-from abmll.adapter import modes, state
+from abmll.adapter import merging, modes, state
 from abmll.adapter.state import PRIOR, TASK
 from abmll.errors import UserError
 from abmll.hashing import stable_hash
-from abmll.posterior import NonFiniteLossError, PosteriorConfig, make_posterior
+from abmll.posterior import NonFiniteLossError, PosteriorConfig, base, make_posterior
 from abmll.posterior.objective import adamw, descend
 from abmll.predict import predict
 
@@ -74,6 +76,29 @@ def test_many_posteriors_share_one_model(name, latent, fitted, prior):
 
 
 @battery
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # gpt2: Conv1D
+def test_draws_in_the_weights_answer_as_beside_them(name, latent, architecture, fitted, prior, monkeypatch):
+    posterior = fitted(name, latent, model=prior(latent, architecture))
+    merged_layers = []
+
+    @contextmanager
+    def watched(model, tokens=None):
+        with merging.merged(model, tokens):
+            merged_layers.append([layer.merged for layer in state.layers(model, PRIOR)])
+            yield
+
+    monkeypatch.setattr(base, "merged", watched)
+    inside = {S: predict(posterior, QUERY, samples=S, seed=3) for S in (0, 3)}
+    monkeypatch.setattr(base, "merged", lambda *_: nullcontext())
+    for S, found in inside.items():
+        beside = predict(posterior, QUERY, samples=S, seed=3).log_probs
+        torch.testing.assert_close(found.log_probs, beside, rtol=1e-5, atol=1e-5)
+    merges = 1 + (3 if name in SAMPLING and name != "laplace" else name != "laplace")  # laplace draws logits
+    noisy = 3 if (name, latent) == ("variational", "output") else 0
+    assert [all(each) for each in merged_layers] == [True] * (merges - noisy) + [False] * noisy
+
+
+@battery
 def test_predictive_rows_sum_to_one_and_draws_are_as_many_as_asked(name, latent, fitted):
     posterior = fitted(name, latent)
     draws = {S: predict(posterior, QUERY, samples=S) for S in (0, 1, 5)}
@@ -93,7 +118,7 @@ def test_no_samples_is_the_mean_adapter(name, latent, fitted, scorer):
     order = sorted(range(len(QUERY)), key=lambda i: scorer.length("u0", QUERY[i]))
     with torch.no_grad():
         wanted = scorer.option_log_probs(model, scorer.collate("u0", [QUERY[i] for i in order]))
-    torch.testing.assert_close(got.log_probs[order, 0], wanted, rtol=0, atol=0)
+    torch.testing.assert_close(got.log_probs[order, 0], wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(got.probs, predict(fitted("none", latent), QUERY, samples=0).probs) or name == "none"
 
 

@@ -121,6 +121,10 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         state = modes.current()
         return state.mode.apply(self, y, x, state.tokens).to(y.dtype)
 
+    def mean_update(self, adapter: str) -> modes.Update:
+        """The adapter's mean pair and its scale."""
+        return self.abmll_A[adapter].weight, self.abmll_B[adapter].weight, self.scaling[adapter]
+
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The mean weight update of the adapter, laid out as the base weight is."""
         delta = self.latents[adapter].delta_weight(self, adapter)

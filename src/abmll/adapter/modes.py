@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
 
 KLEstimate = Literal["closed", "sampled"]
+Update = tuple[Tensor, Tensor, float]
+"""A low-rank update s B A of a weight: A (r, d_in), B (d_out, r) and the scale s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,11 @@ class Mean:
                 y = y + layer.latents[name].mean(layer, name, layer.cast(x, name))
         return y
 
+    def updates(self, layer: AbmllLayer) -> list[Update]:
+        """The mean pair of every adapter asked for."""
+        names = layer.active_adapters if self.adapter is None else (self.adapter,)
+        return [layer.mean_update(name) for name in names if name in layer.abmll_A]
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -98,6 +105,13 @@ class Sample:
         if self.adapter not in layer.abmll_A:
             return y
         return y + layer.latents[self.adapter].sample(layer, self.adapter, layer.cast(x, self.adapter), self, tokens)
+
+    def updates(self, layer: AbmllLayer) -> list[Update] | None:
+        """The draw, where the latent's draws are adapters of their own."""
+        if self.adapter not in layer.abmll_A:
+            return []
+        pair = layer.latents[self.adapter].draw_pair(layer, self.adapter, self)
+        return None if pair is None else [(*pair, layer.scaling[self.adapter])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +179,13 @@ class WithFactors:
         z = torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))  # -> (S, n tokens, r) -> (S, n tokens, d_out)
         return y + layer.scaling[self.adapter] * z.reshape(y.shape)
 
+    def updates(self, layer: AbmllLayer) -> list[Update] | None:
+        """The factors, where all blocks share one pair of them."""
+        if layer.key not in self.factors:
+            return []
+        A, B = self.factors[layer.key]
+        return [(A[0], B[0], layer.scaling[self.adapter])] if len(A) == 1 else None
+
 
 class Mode(Protocol):
     """What every mode can do; a posterior may bring its own."""
@@ -174,6 +195,14 @@ class Mode(Protocol):
 
     def apply(self, layer: AbmllLayer, y: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
         """The layer's output, from the base output y (batch, tokens, d_out) and the input x (batch, tokens, d_in)."""
+
+
+@runtime_checkable
+class LowRank(Protocol):
+    """A mode whose update may be one low-rank matrix, the same for every token: it can be put into the weights."""
+
+    def updates(self, layer: AbmllLayer) -> list[Update] | None:
+        """What the mode adds to the layer's weight; None where it is no matrix that all tokens share."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from abmll.adapter import modes, state
 from abmll.adapter.latents import Latent
+from abmll.adapter.merging import merged
 from abmll.errors import UserError
 from abmll.posterior.config import PosteriorConfig
 from abmll.posterior.weight_prior import WeightPrior
@@ -86,13 +87,18 @@ class Posterior(ABC):
         state.write(self.model, state.TASK, self.tensors)
 
     @torch.no_grad()
-    def log_probs(self, batch: Batch, samples: int, key: int) -> Tensor:
-        """Log p(option | input, draw) in nats, float32 (n, max(samples, 1), C). Call `activate` first."""
-        each = []
+    def log_probs(self, batches: Sequence[Batch], samples: int, key: int) -> list[Tensor]:
+        """Log p(option | input, draw) in nats, float32 (n, max(samples, 1), C) for each batch. Call `activate` first.
+
+        A draw answers all batches before the next one does: what it costs to make is paid once.
+        """
+        each: list[list[Tensor]] = [[] for _ in batches]
+        tokens = sum(batch.n_tokens for batch in batches)
         for mode in self.draws(samples, key):
-            with modes.use(self.model, mode):
-                each.append(self.scorer.option_log_probs(self.model, batch))
-        return torch.stack(each, dim=1)
+            with modes.use(self.model, mode), merged(self.model, tokens):
+                for found, batch in zip(each, batches, strict=True):
+                    found.append(self.scorer.option_log_probs(self.model, batch))
+        return [torch.stack(found, dim=1) for found in each]
 
     def load(self, tensors: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
         """Take over what a fitted posterior of the same settings held in `tensors` and `extras`."""

@@ -85,11 +85,11 @@ class Ensemble(WeightPosterior):
         return [modes.WithFactors(mean, state.TASK)]
 
     @torch.no_grad()
-    def log_probs(self, batch: Batch, samples: int, key: int) -> Tensor:
+    def log_probs(self, batches: Sequence[Batch], samples: int, key: int) -> list[Tensor]:
         """As every posterior's; a member answers once, however often its turn comes."""
         members = self.config.ensemble.members
-        each = super().log_probs(batch, min(samples, members), key)  # (n, at most M, C)
-        return each[:, _turns(samples, members)] if samples > members else each
+        found = super().log_probs(batches, min(samples, members), key)  # of each batch (n, at most M, C)
+        return [each[:, _turns(samples, members)] for each in found] if samples > members else found
 
     def _members(self) -> Factors:
         """By a layer's name: all members' A (M, r, d_in) and B (M, d_out, r)."""

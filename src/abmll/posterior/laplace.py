@@ -125,15 +125,18 @@ class Laplace(Map):
         return f.detach().double().cpu(), covariance.cpu()
 
     @torch.no_grad()
-    def log_probs(self, batch: Batch, samples: int, key: int) -> Tensor:
-        """Log p(option | input, draw) in nats, float32 (n, S, C); `samples` = 0: of the mean adapter, S = 1.
+    def log_probs(self, batches: Sequence[Batch], samples: int, key: int) -> list[Tensor]:
+        """Log p(option | input, draw) in nats, float32 (n, S, C) a batch; `samples` = 0: of the mean adapter, S = 1.
 
         Otherwise every draw is of the linearised logits, and S = max(samples, config.laplace.logit_draws): draws cost
         no forward pass, so there are enough for the mixture to be the predictive. Draw s of a question is a function of
         (key, s, its text and options) alone; draws of two questions are independent, the marginals are exact.
         """
         if samples == 0:
-            return Posterior.log_probs(self, batch, 0, key)
+            return Posterior.log_probs(self, batches, 0, key)
+        return [self._log_probs(batch, samples, key) for batch in batches]
+
+    def _log_probs(self, batch: Batch, samples: int, key: int) -> Tensor:
         shape = (len(batch), max(samples, self.config.laplace.logit_draws), batch.option_mask.shape[1])
         out = torch.full(shape, -torch.inf, device=batch.option_mask.device)
         for row, example in enumerate(batch.examples):

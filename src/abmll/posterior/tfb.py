@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.adapter import modes, state
+from abmll.adapter.merging import merged
 from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.posterior.point import Point
@@ -138,8 +139,9 @@ class Criterion:
     def mixture(self, draws: list[modes.Mode]) -> Tensor:
         """Log p(option | anchor) in nats of the mixture of draws, float32 (anchors, C), padded options -inf."""
         each = []
+        tokens = sum(batch.n_tokens for batch in self.batches)
         for mode in draws:
-            with modes.use(self.posterior.model, mode):
+            with modes.use(self.posterior.model, mode), merged(self.posterior.model, tokens):
                 parts = [self.posterior.scorer.option_log_probs(self.posterior.model, b) for b in self.batches]
             each.append(torch.cat([F.pad(p, (0, self.options - p.shape[1]), value=-torch.inf) for p in parts]))
         return torch.stack(each).logsumexp(0) - math.log(len(each))

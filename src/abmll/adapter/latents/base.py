@@ -51,6 +51,10 @@ class Latent(ABC):
     def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
         """One draw of the output, keyed by the mode."""
 
+    def draw_pair(self, layer: AbmllLayer, name: str, mode: Sample) -> tuple[Tensor, Tensor] | None:
+        """A (r, d_in) and B (d_out, r) of the draw that `sample` answers with; None where a draw is no adapter."""
+        return None
+
     @abstractmethod
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """One draw of the posterior's output; KL and hyperprior that depend on x go to the sink."""

@@ -51,6 +51,10 @@ class Factor(Latent):
         """The output s B A x with one A for every token of the batch."""
         return _output(layer, name, x, self.draw(layer, name, mode.key, mode.sample))
 
+    def draw_pair(self, layer: AbmllLayer, name: str, mode: Sample) -> tuple[Tensor, Tensor]:
+        """The drawn A, and B."""
+        return self.draw(layer, name, mode.key, mode.sample), layer.abmll_B[name].weight
+
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """A draw of the posterior. Nothing goes to the sink: the KL is the layer's, however often the layer is run."""
         A = (

@@ -24,6 +24,10 @@ class Point(Latent):
         """The mean: a point has one value."""
         return self.mean(layer, name, x)
 
+    def draw_pair(self, layer: AbmllLayer, name: str, mode: Sample) -> tuple[Tensor, Tensor]:
+        """The mean pair."""
+        return layer.abmll_A[name].weight, layer.abmll_B[name].weight
+
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """Refused: the KL between two points is zero or infinite."""
         raise TypeError("latent 'point' has no KL divergence; use latent 'output' or 'factor' for a variational step")

@@ -1,0 +1,91 @@
+"""A draw that is a whole adapter, put into the base weights while it answers: W + s B A instead of W x + s B (A x).
+
+The adapter's own small products, casts and additions cost about half as much as the frozen model itself on a CPU; put
+into the weights they cost one pass over the weights, however many texts the draw then reads. The sum is exact to
+rounding. The original tensors are kept aside and put back, never computed back: the model leaves bit for bit as it
+came, whatever is raised in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from abmll.adapter import modes
+from abmll.adapter.layer import AbmllLayer, adapted_layers
+
+_DRAW = "a draw"  # among PEFT's merged adapters: the layer's base output is all of it, and no other mode may be entered
+_EXACT = (torch.float32, torch.float64)  # in a 16-bit weight the sum would lose most of a small update
+
+
+@contextmanager
+def merged(model: nn.Module, tokens: int | None = None) -> Iterator[None]:
+    """Answer with the mode in force, its update put into the base weights wherever that is the same function.
+
+        with modes.use(model, mode), merged(model):
+            model(...)
+
+    A layer is merged if the mode's update is one low-rank matrix for all tokens (`modes.LowRank`), its base layer is a
+    plain nn.Linear or Conv1D of float32 or float64, and nobody listens to its parts with a hook. The others, and all of
+    them where gradients, dropout or autocast are on, answer in the mode as they would have.
+
+    Args:
+        model: an adapted model; its base weights are replaced inside the block.
+        tokens: how many tokens will be read inside the block; layers for which so few do not pay are left as they are.
+            None: merge them all.
+    """
+    mode = modes.current().mode
+    layers = adapted_layers(model)
+    kept: dict[str, nn.Parameter] = {}
+    try:
+        for key, layer in layers.items():
+            if (weight := _sum(layer, mode, tokens)) is not None:
+                base = layer.get_base_layer()
+                kept[key] = base.weight
+                base.weight = nn.Parameter(weight, requires_grad=False)
+                layer.merged_adapters.append(_DRAW)
+        yield
+    finally:
+        for key, original in kept.items():
+            layers[key].get_base_layer().weight = original
+            layers[key].merged_adapters.remove(_DRAW)
+
+
+def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> Tensor | None:
+    """W + s B A, laid out as the base weight is; None where the layer has to answer in the mode itself."""
+    if tokens is not None and tokens < layer.in_features:  # measured: here the pass over W costs what it saves
+        return None
+    if not isinstance(mode, modes.LowRank) or torch.is_grad_enabled() or not _plain(layer):
+        return None
+    updates = mode.updates(layer)
+    if updates is None:
+        return None
+    weight: Tensor = layer.get_base_layer().weight.detach()
+    for A, B, scale in updates:
+        left, right = (A.T, B.T) if layer.fan_in_fan_out else (B, A)
+        weight = torch.addmm(weight, left.to(weight.dtype), right.to(weight.dtype), alpha=scale)
+    return weight
+
+
+def _plain(layer: AbmllLayer) -> bool:
+    """Whether the base weight may stand for base layer and adapter together."""
+    base = layer.get_base_layer()
+    if (
+        layer.disable_adapters
+        or layer.merged
+        or type(base) not in (nn.Linear, Conv1D)
+        or layer.quantization_backend is not None
+    ):
+        return False
+    weight = base.weight
+    if type(weight) is not nn.Parameter or weight.dtype not in _EXACT or weight.device.type == "meta":
+        return False
+    if torch.is_autocast_enabled(weight.device.type):
+        return False
+    if any(isinstance(module, nn.Dropout) and module.training for module in layer.lora_dropout.values()):
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
