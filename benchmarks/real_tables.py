@@ -9,13 +9,14 @@ what results/real_tables holds is not computed again. `abmll report runs/tables/
 - Settings are those of `real.py`: scoring by embeddings of at most 64 tokens, meta-training of 300 episodes of 5 + 1
   steps of 4, adaptation of 5 steps of 8; 16 labelled examples, 100 query rows.
 - What is tuned is tuned on the 5 held-out VALIDATION tasks of cls: starts of seed 0 and 150 episodes, 50 query rows,
-  5 draws. mcqa takes over what cls chose.
+  DRAWS draws. mcqa takes over what cls chose.
 - Meta rates of lora, structured-lora, reptile and ABMLL are those that `real.py` chose; maml has 4 trials here.
 - Every (start, posterior) has its own adaptation rate from one grid of three. It is AdamW's on A and B for all
   posteriors but `inducing`, whose steps RATE_SCALE multiplies; blob's deviations keep a rate of their own, its default.
   `tfb` needs no training: it takes the rate, and so the fit, of `point`.
-- Presets answer with 10 draws (an ensemble of 3 with 9), the rest of the grid with 5; draw s is the same in both, and
-  the grid is compared at 5.
+- All rows with draws have DRAWS of them (an ensemble its 3 members; laplace is analytic), so that rows differ in the
+  posterior and not in the number of draws.
+- Rows that the real run had are taken over from its cells (`adopt`).
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import real
-from real import ADAPT_LRS, RESULTS, SAMPLES, SEEDS, TUNE_SAMPLES
+import numpy as np
 
-GRID_SAMPLES = 5
+import real
+from real import ADAPT_LRS, RESULTS, SEEDS
+
+DRAWS = 5  # in tuning and in the tables; draw s does not depend on how many are made
 RATE_SCALE = {"inducing": 1000.0}
 POSTERIOR: dict[str, dict[str, Any]] = {
     "swag": {"swag": {"warmup": 2}},  # collects 3 of 5 steps
-    "ensemble": {"samples": 9},  # 3 members, 3 turns each
+    "ensemble": {"samples": 3},  # its members
+    "tfb": {"tfb": {"draws": DRAWS}},
 }
 # SGD's inner rate on the mean NLL, AdamW's outer rate.
 _MAML = [
@@ -44,10 +48,10 @@ _MAML = [
 ]
 TRIALS: dict[str, list[dict[str, Any]]] = {"fomaml": _MAML, "maml": _MAML}
 
-ADOPTED = ("pretrained", "pretrained-adapted", "lora", "structured-lora", "reptile")
+ADOPTED = ("pretrained", "pretrained-adapted", "lora", "structured-lora", "reptile", "abmll", "abmll-factor")
 BASE_START = ("ensemble", "blob", "swag-lora", "laplace-lora", "mc-dropout", "tfb", "map", "bayesian-lora")
-GRID = tuple(f"{start}+{p}" for start in ("reptile", "lora") for p in ("blob", "swag", "laplace", "tfb"))
-ABMLL = ("abmll-factor", *(f"abmll-factor+{p}" for p in ("point", "blob", "swag", "laplace", "tfb")), "abmll")
+GRID = tuple(f"{start}+{p}" for start in ("lora", "reptile") for p in ("blob", "swag", "laplace", "tfb"))
+ABMLL = tuple(f"abmll-factor+{p}" for p in ("point", "blob", "swag", "laplace", "tfb"))
 ORDER = (*ADOPTED, "lora+temperature", "reptile+temperature", *BASE_START, *GRID, "fomaml", *ABMLL, "maml")
 STAGES = [f"{suite}:{seed}" for suite in ("cls", "mcqa") for seed in SEEDS]
 
@@ -112,12 +116,12 @@ class Bench:
         """A method's own settings in the final runs."""
         fitted = name.removesuffix("+temperature")
         trial, rate = self.tuned(fitted)
-        return self.own(fitted, trial, rate, GRID_SAMPLES if "+" in fitted else SAMPLES)
+        return self.own(fitted, trial, rate)
 
-    def own(self, name: str, trial: dict[str, Any], rate: float, samples: int) -> dict[str, Any]:
+    def own(self, name: str, trial: dict[str, Any], rate: float) -> dict[str, Any]:
         """Settings over the preset's: of the start's trial, and of adaptation."""
         _, posterior = parts(name)
-        fit = {"samples": samples, **POSTERIOR.get(posterior, {}), "lr": rate * RATE_SCALE.get(posterior, 1.0)}
+        fit = {"samples": DRAWS, **POSTERIOR.get(posterior, {}), "lr": rate * RATE_SCALE.get(posterior, 1.0)}
         return {**trial, "posterior": {**trial.get("posterior", {}), **fit}}
 
     def tuned(self, name: str) -> tuple[dict[str, Any], float]:
@@ -153,7 +157,7 @@ class Bench:
         for i, trial in enumerate(trials):
             for rate in ADAPT_LRS:
                 where = self.work / "tune" / f"{i}-lr{rate:g}"
-                own = {name: self.own(name, trial, rate, TUNE_SAMPLES)}
+                own = {name: self.own(name, trial, rate)}
                 seeds, episodes = (real.TUNE_SEED,), real.TRIAL_EPISODES
                 if not self.do(self.plan(own, (name,), suite, seeds, episodes, real.VALIDATION_QUERY), where):
                     raise SystemExit(f"tuning of {name} failed; the lines above say where")
@@ -190,11 +194,12 @@ def adopt(bench: Bench) -> None:
     """Take over cells of cls that are committed already: those of `real.py`, and of earlier runs of this script.
 
     The real run had the same rows, settings and seeds; its starts were not kept. Cells made anew agree with its own to
-    2e-4 nats. What it did not measure is 0: peak memory; the texts that a question reads are counted by `pretrained`.
+    2e-4 nats. Its ABMLL rows had 10 draws, of which the first DRAWS are kept (the seconds are those of all 10). What it
+    did not measure is 0: peak memory; the texts that a question reads are counted by `pretrained`.
     """
     from abmll.experiment.compare_plan import open_output
     from abmll.experiment.stored import Outcome, cell_path, load_cells, readable, store
-    from real_tables_report import unpack
+    from real_tables_report import cut, unpack
 
     tuned = RESULTS / "real_tables" / "tuned.json"
     if tuned.is_file():
@@ -207,7 +212,7 @@ def adopt(bench: Bench) -> None:
     texts = {cell.task: facts["forwards"] for cell, facts in counted if cell.seed == SEEDS[0]}
     for name in ADOPTED:
         pick = bench.chosen[name]
-        kind, S = ("draws", SAMPLES) if "draws" in pick["lrs"] else ("mean", 0)
+        kind, S = ("draws", real.SAMPLES) if "draws" in pick["lrs"] else ("mean", 0)
         plan = bench.plan({name: bench.settings(name)}, (name,), bench.suite("cls"), SEEDS)
         open_output(plan, bench.work / "cls", resume=True, overwrite=False)
         target = bench.work / "cls" / "methods" / name
@@ -216,8 +221,9 @@ def adopt(bench: Bench) -> None:
             for cell, f in load_cells(source, name):
                 if not readable(cell_path(target, cell.task, cell.seed)):
                     times, losses = (f["seconds_adapt"], f["seconds_predict"]), tuple(f["losses"])
-                    forwards, more = texts[cell.task], (f["truncated"], losses, f["query_missing"])
-                    store(target, Outcome(cell, *times, forwards, *more))
+                    cell = cut(cell, DRAWS)
+                    forwards = texts[cell.task] * np.asarray(cell.log_probs).shape[1]
+                    store(target, Outcome(cell, *times, forwards, f["truncated"], losses, f["query_missing"]))
 
 
 def main() -> None:
@@ -237,7 +243,7 @@ def main() -> None:
         if stage == "report":
             from real_tables_report import write
 
-            write(bench, ORDER, ("cls", "mcqa"), GRID_SAMPLES, RESULTS)
+            write(bench, ORDER, ("cls", "mcqa"), DRAWS, RESULTS)
             continue
         for name in args.methods:  # one after the other: each is usable as soon as it is done
             own = {name.removesuffix("+temperature"): bench.settings(name)}

@@ -34,7 +34,7 @@ def test_budgets(scripts: Any, tmp_path: Path) -> None:
     own = {}
     for name in tables.ORDER:
         trial = (tables.TRIALS.get(name) or [bench.tuned(name)[0] if name in bench.chosen else {}])[0]
-        own[name.removesuffix("+temperature")] = bench.own(name.removesuffix("+temperature"), trial, 2e-4, 10)
+        own[name.removesuffix("+temperature")] = bench.own(name.removesuffix("+temperature"), trial, 2e-4)
     assert unequal(methods_of(tables.ORDER, shared, own)) == []
 
 
