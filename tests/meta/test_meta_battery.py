@@ -115,7 +115,7 @@ def test_every_setting_that_is_not_read_is_refused(name, latent, learner):
     others = {
         "inner_lr": 0.5, "outer_lr": 0.5, "beta": 0.5, "gamma": 0.5, "outer_batch": "last", "tasks_per_step": 2,
         "reset_inner": True, "order": "fixed", "kl": "sampled", "draw": False, "scope": "batch", "step_size": 0.1,
-        "rate": 0.5, "maml_order": 2,
+        "rate": 0.5, "maml_order": 2, "outer": "natural", "outer_schedule": "linear",
     }  # fmt: skip
     uses = type(learner(name, latent)).uses
     assert uses <= others.keys()

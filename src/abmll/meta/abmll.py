@@ -10,12 +10,14 @@ through the inner steps, and one working adapter serves all tasks.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from abmll.adapter import modes, state
 from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.meta.base import Info, MetaLearner
 from abmll.meta.episodes import Episode
-from abmll.posterior.objective import Terms, adamw, descend, kl_share, terms
+from abmll.posterior.objective import Terms, adamw, descend, differentiate, kl_share, terms
 
 
 class Abmll(MetaLearner):
@@ -25,7 +27,7 @@ class Abmll(MetaLearner):
     uses = frozenset(
         {
             *("inner_lr", "outer_lr", "beta", "gamma", "outer_batch", "tasks_per_step", "reset_inner", "order"),
-            *("kl", "draw", "scope", "rate"),
+            *("kl", "draw", "scope", "rate", "outer", "outer_schedule", "step_size"),
         }
     )
 
@@ -38,7 +40,18 @@ class Abmll(MetaLearner):
                 "use latent 'output' or 'factor'"
             )
         state.ensure_task_adapter(self.model)
-        self.optimizers["outer"] = adamw(state.parameters(self.model, state.PRIOR), self.config.outer_lr)
+        if self.config.outer == "adamw":
+            self.optimizers["outer"] = adamw(state.parameters(self.model, state.PRIOR), self.config.outer_lr)
+        elif not latent.has_natural:
+            raise UserError(
+                f"meta-training's outer = 'natural' needs a Gaussian over weights, but the latent is {latent.name!r}; "
+                "use latent 'factor', or outer = 'adamw'"
+            )
+        elif not (self.config.beta > 0 and self.config.step_size <= 1):
+            raise UserError(
+                f"meta-training's outer = 'natural' has beta = {self.config.beta} and step_size = "
+                f"{self.config.step_size}; a positive beta and a step of at most 1 are needed"
+            )
         self._reset_inner()
 
     def _reset_inner(self) -> None:
@@ -63,9 +76,23 @@ class Abmll(MetaLearner):
             tokens += read + outer_read
             kl, hyperprior = inner[-1].kl.item(), outer.hyperprior.item()
         assert outer_loss is not None  # tasks_per_step is at least 1
-        descend(outer_loss, self.optimizers["outer"], f"outer step {index}")
+        self._outer_step(outer_loss, index)
         passes = c.tasks_per_step * (c.inner_steps + int(state.latent_of(self.model).uses_inputs))
         return Info(episode.task, nll / count, kl, hyperprior, tokens, passes)
+
+    def _outer_step(self, loss: Tensor, index: int) -> None:
+        """One step on theta, as large as the schedule lets it be."""
+        c = self.config
+        left = 1.0 - index / self.steps if c.outer_schedule == "linear" else 1.0
+        if c.outer == "adamw":
+            optimizer = self.optimizers["outer"]
+            for group in optimizer.param_groups:
+                group["lr"] = c.outer_lr * left
+            descend(loss, optimizer, f"outer step {index}")
+            return
+        differentiate(loss, state.parameters(self.model, state.PRIOR), f"outer step {index}")
+        for layer in state.layers(self.model, state.PRIOR):
+            layer.latents[state.PRIOR].natural_step(layer, state.PRIOR, c.step_size * left, c.beta)
 
     @property
     def _gamma(self) -> float:

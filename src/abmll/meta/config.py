@@ -26,6 +26,9 @@ class MetaConfig:
         outer_lr: `abmll`, `maml`: AdamW's rate on theta, which takes one step where phi takes K.
         beta: `abmll`: weight of the KL.
         gamma: `abmll`: weight of the hyperprior, divided by the number of tasks; None: as beta.
+        outer: `abmll`: how theta steps: `adamw` at `outer_lr` (the paper's), or `natural`, the natural gradient by
+            `step_size` (latent `factor`).
+        outer_schedule: `abmll`: theta's steps stay `constant` (the paper's), or fall `linear` to 0.
         outer_batch: `abmll`: theta's step sees a `fresh` batch, or the `last` inner one again (reference code).
         tasks_per_step: `abmll`, `maml`: tasks whose gradients one outer step averages.
         reset_inner: forget phi's Adam moments at the start of every episode.
@@ -34,7 +37,8 @@ class MetaConfig:
         draw: `abmll`: inner steps on draws of the posterior; False: on its mean.
         scope: `abmll`, latent `output`: noise per token, sequence or batch.
         examples_per_task: use only so many examples of each train task (drawn by seed); None: all.
-        step_size: `reptile`: first step towards the adapted weights; falls linearly to 0.
+        step_size: `reptile`: first step towards the adapted weights, falls linearly to 0; `abmll` with the `natural`
+            outer step: the part of the way to the task's own optimum that theta takes.
         rate: `abmll`: rate b0 of the Gamma hyperprior on the precision.
         maml_order: `maml`: 2 differentiates through the inner steps (memory grows with K), 1 drops their Jacobian.
         in_context: `context.shots` other rows of the task stand in the prompts of meta-training, too.
@@ -48,6 +52,8 @@ class MetaConfig:
     outer_lr: float = 1e-3
     beta: float = 1e-8
     gamma: float | None = None
+    outer: Literal["adamw", "natural"] = "adamw"
+    outer_schedule: Literal["constant", "linear"] = "constant"
     outer_batch: Literal["fresh", "last"] = "fresh"
     tasks_per_step: int = 1
     reset_inner: bool = False

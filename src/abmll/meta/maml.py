@@ -23,7 +23,7 @@ from abmll.adapter.layer import AbmllLayer
 from abmll.errors import UserError
 from abmll.meta.base import Info, MetaLearner
 from abmll.meta.episodes import Episode
-from abmll.posterior.objective import adamw, finite, terms, update
+from abmll.posterior.objective import adamw, check_gradients, finite, terms
 
 TWICE_DIFFERENTIABLE = ("eager", "sdpa")
 
@@ -78,7 +78,8 @@ class Maml(MetaLearner):
             nll, count, tokens = nll + summed, count + n, tokens + read
         for p, gradient in zip(theta, total, strict=True):
             p.grad = gradient
-        update(self.optimizers["outer"], outer, f"outer step {index}")
+        check_gradients(state.parameters(self.model, state.PRIOR), outer, f"outer step {index}")
+        self.optimizers["outer"].step()
         return Info(episode.task, nll / count, 0.0, 0.0, tokens, c.tasks_per_step * (c.inner_steps + 1))
 
     def _adapt(self, episode: Episode, leaves: list[Tensor]) -> tuple[Tensor, float, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,10 +60,22 @@ def adamw(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.AdamW:
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
     """Backward and one step; the loss as a number. Raises NonFiniteLossError before a parameter is changed."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    value = differentiate(loss, parameters, where)
+    optimizer.step()
+    return value
+
+
+def differentiate(loss: Tensor, parameters: Sequence[Tensor], where: str) -> float:
+    """Backward into the parameters' fresh `grad`; the loss as a number.
+
+    Raises NonFiniteLossError where the loss or a gradient is no number: no step should be taken.
+    """
     value = finite(loss, where)
-    optimizer.zero_grad(set_to_none=True)
+    for p in parameters:
+        p.grad = None
     loss.backward()  # type: ignore[no-untyped-call]
-    update(optimizer, value, where)
+    check_gradients(parameters, value, where)
     return value
 
 
@@ -76,12 +89,11 @@ def finite(loss: Tensor, where: str) -> float:
     return value
 
 
-def update(optimizer: torch.optim.Optimizer, value: float, where: str) -> None:
-    """One step along the gradients that the parameters hold; NonFiniteLossError before it if they are not finite."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+def check_gradients(parameters: Sequence[Tensor], value: float, where: str) -> None:
+    """NonFiniteLossError if a gradient that the parameters hold is not finite; `value` is the loss it belongs to."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if not all(norm.isfinite() for norm in torch._foreach_norm(gradients)):
         raise NonFiniteLossError(
             f"the gradient is not finite at {where} (the loss is {value}); nothing was updated there. Lower the "
             "learning rate, or load the base model in another dtype"
         )
-    optimizer.step()

@@ -24,6 +24,7 @@ class Latent(ABC):
         has_variance: whether there is anything to sample (False: `sample` equals `mean`, the KL is undefined).
         uses_inputs: whether KL and hyperprior are functions of the layer's inputs (else of the parameters alone).
         exportable_draws: whether one draw is a LoRA adapter of its own.
+        has_natural: whether `natural_step` knows the natural gradient of the prior.
         epistemic: whether draws are shared by all tokens, so that their spread says what the model does not know.
     """
 
@@ -31,6 +32,7 @@ class Latent(ABC):
     has_variance: ClassVar[bool] = True
     uses_inputs: ClassVar[bool] = False
     exportable_draws: ClassVar[bool] = False
+    has_natural: ClassVar[bool] = False
     epistemic: ClassVar[bool] = False
 
     def build(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
@@ -70,6 +72,10 @@ class Latent(ABC):
         raise TypeError(
             f"the hyperprior of latent {self.name!r} is a function of the layer's inputs: run a Variational forward"
         )
+
+    def natural_step(self, layer: AbmllLayer, prior: str, size: float, beta: float) -> None:
+        """A step of the prior along its natural gradient, from what its parameters' `grad` hold, in nats times beta."""
+        raise TypeError(f"latent {self.name!r} has no natural gradient; use AdamW")
 
     def delta_weight(self, layer: AbmllLayer, name: str) -> Tensor:
         """The mean weight update s B A, (d_out, d_in)."""

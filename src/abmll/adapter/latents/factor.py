@@ -27,6 +27,7 @@ class Factor(Latent):
 
     name = "factor"
     exportable_draws = True
+    has_natural = True
     epistemic = True
 
     def build(self, layer: AbmllLayer, name: str, config: AbmllConfig) -> None:
@@ -83,6 +84,19 @@ class Factor(Latent):
         """Log N(M; 0, 1) + log Gamma(exp(-L); 1, rate) + log N(B; 0, 1), summed, in nats."""
         M, L, B = (d[prior].weight for d in (layer.abmll_A, layer.abmll_L, layer.abmll_B))
         return gaussian.log_hyperprior(M, L, rate).sum() - 0.5 * (gaussian.LOG_2PI + B.square()).sum()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def natural_step(self, layer: AbmllLayer, prior: str, size: float, beta: float) -> None:
+        """`size` of the way from the prior to the optimum of this step's loss, in (M, exp(L)) and B.
+
+        The natural gradient in mean and variance coordinates (Fisher information 1/V and 1/(2 V^2), 1/v_B for B). From
+        beta KL(q || p) alone it is M <- M + size (M_q - M), B alike, and
+        V <- (1 - size) V + size (V_q + (M_q - M)^2): the running fixed point of method section 2, whatever beta is.
+        """
+        M, L, B = (d[prior].weight for d in (layer.abmll_A, layer.abmll_L, layer.abmll_B))
+        M.sub_(L.exp() * M.grad, alpha=size / beta)
+        B.sub_(B.grad, alpha=size * layer.b_variance[prior] / beta)
+        L.add_(torch.log1p(L.grad.mul(-2.0 * size / beta)))  # V (1 - 2 size dLoss/dL / beta), as a factor of V
 
 
 def _output(layer: AbmllLayer, name: str, x: Tensor, A: Tensor) -> Tensor:
