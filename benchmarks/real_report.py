@@ -16,6 +16,8 @@ ROWS = {  # method, kind of prediction -> name in the table
     ("abmll", "draws"): "ABMLL (output), S = 10",
     ("abmll-factor", "mean"): "ABMLL (factor), mean",
     ("abmll-factor", "draws"): "ABMLL (factor), S = 10",
+    ("abmll-natural", "mean"): "ABMLL (factor, natural), mean",
+    ("abmll-natural", "draws"): "ABMLL (factor, natural), S = 10",
 }
 METRICS = ("accuracy", "nll", "pooled_ece", "brier", "aurc", "auroc")
 BASELINES = ("LoRA", "Reptile", "pretrained, adapted")
