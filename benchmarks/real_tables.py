@@ -48,10 +48,19 @@ _MAML = [
 ]
 TRIALS: dict[str, list[dict[str, Any]]] = {"fomaml": _MAML, "maml": _MAML}
 
-ADOPTED = ("pretrained", "pretrained-adapted", "lora", "structured-lora", "reptile", "abmll", "abmll-factor")
+ADOPTED = (
+    "pretrained",
+    "pretrained-adapted",
+    "lora",
+    "structured-lora",
+    "reptile",
+    "abmll",
+    "abmll-factor",
+    "abmll-natural",
+)
 BASE_START = ("ensemble", "blob", "swag-lora", "laplace-lora", "mc-dropout", "tfb", "map", "bayesian-lora")
 GRID = tuple(f"{start}+{p}" for start in ("lora", "reptile") for p in ("blob", "swag", "laplace", "tfb"))
-ABMLL = tuple(f"abmll-factor+{p}" for p in ("point", "blob", "swag", "laplace", "tfb"))
+ABMLL = tuple(f"abmll-natural+{p}" for p in ("point", "blob", "swag", "laplace", "tfb"))
 ORDER = (*ADOPTED, "lora+temperature", "reptile+temperature", *BASE_START, *GRID, "fomaml", *ABMLL, "maml")
 STAGES = [f"{suite}:{seed}" for suite in ("cls", "mcqa") for seed in SEEDS]
 
@@ -190,7 +199,7 @@ def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
-def adopt(bench: Bench) -> None:
+def adopt(bench: Bench, source: Path) -> None:
     """Take over cells of cls that are committed already: those of `real.py`, and of earlier runs of this script.
 
     The real run had the same rows, settings and seeds; its starts were not kept. Cells made anew agree with its own to
@@ -217,13 +226,24 @@ def adopt(bench: Bench) -> None:
         open_output(plan, bench.work / "cls", resume=True, overwrite=False)
         target = bench.work / "cls" / "methods" / name
         for seed in SEEDS:
-            source = RESULTS / "real" / "final" / name / str(seed) / f"lr{pick['lrs'][kind]:g}" / f"S{S}"
-            for cell, f in load_cells(source, name):
+            start = source / "final" / name / str(seed)
+            folder = start / f"lr{pick['lrs'][kind]:g}" / f"S{S}"
+            if not any((folder / "cells").glob("*.npz")) or not same_trial(start, pick["best"]["overrides"]):
+                continue
+            for cell, f in load_cells(folder, name):
                 if not readable(cell_path(target, cell.task, cell.seed)):
                     times, losses = (f["seconds_adapt"], f["seconds_predict"]), tuple(f["losses"])
                     cell = cut(cell, DRAWS)
                     forwards = texts[cell.task] * np.asarray(cell.log_probs).shape[1]
                     store(target, Outcome(cell, *times, forwards, f["truncated"], losses, f["query_missing"]))
+
+
+def same_trial(start: Path, trial: dict[str, Any]) -> bool:
+    """Whether the start in this folder of the real run was trained as the trial says."""
+    if not trial:
+        return True  # nothing was trained
+    trained = json.loads((start / "train.json").read_text())["config"]
+    return all(trained[group].get(key) == value for group, own in trial.items() for key, value in own.items())
 
 
 def main() -> None:
@@ -232,6 +252,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/tables"), help="where cells and starts go")
     parser.add_argument("--stages", nargs="+", default=[*STAGES, "report"], help="tune, suite:seed, report, in turn")
     parser.add_argument("--methods", nargs="+", default=list(ORDER), help="these alone, in this order")
+    parser.add_argument("--real", type=Path, default=RESULTS / "real", help="the real run's cells")
     args = parser.parse_args()
     real.check_data(args.data)
     from abmll.experiment.quiet import quiet
@@ -250,7 +271,7 @@ def main() -> None:
             if seed:
                 bench.do(bench.plan(own, (name,), bench.suite(suite), (int(seed),)), bench.work / suite)
             if suite == "cls" and name == "pretrained":
-                adopt(bench)
+                adopt(bench, args.real)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ OWN_NAMES = {
     "none": dict(zip(COLUMNS, ("pretrained-adapted", "blob", "swag-lora", "laplace-lora", "tfb"), strict=True)),
     "lora": {"point": "lora"},
     "reptile": {"point": "reptile"},
-    "abmll-factor": {"variational": "abmll-factor"},
+    "abmll-natural": {"variational": "abmll-natural"},
 }
-STARTS = {"none": "none", "lora": "multitask", "reptile": "reptile", "abmll-factor": "ABMLL (factor)"}
+STARTS = {"none": "none", "lora": "multitask", "reptile": "reptile", "abmll-natural": "ABMLL (natural)"}
 
 
 def grid_name(start: str, posterior: str) -> str:
