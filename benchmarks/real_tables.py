@@ -62,6 +62,7 @@ BASE_START = ("ensemble", "blob", "swag-lora", "laplace-lora", "mc-dropout", "tf
 GRID = tuple(f"{start}+{p}" for start in ("lora", "reptile") for p in ("blob", "swag", "laplace", "tfb"))
 ABMLL = tuple(f"abmll-natural+{p}" for p in ("point", "blob", "swag", "laplace", "tfb"))
 ORDER = (*ADOPTED, "lora+temperature", "reptile+temperature", *BASE_START, *GRID, "fomaml", *ABMLL, "maml")
+TUNE = real.TRIAL_EPISODES
 STAGES = [f"{suite}:{seed}" for suite in ("cls", "mcqa") for seed in SEEDS]
 
 
@@ -82,8 +83,13 @@ class Bench:
 
     @cached_property
     def chosen(self) -> dict[str, Any]:
-        """What the real run chose, from its committed scores."""
-        return real.choose(real.tune_jobs(RESULTS / "real"))
+        """What the real run chose, from its committed scores (of those rates that have them)."""
+        jobs = []
+        for job in real.tune_jobs(RESULTS / "real"):
+            places = {lr: [Path(job.folder) / f"lr{lr:g}" / f"S{S}" for S in job.samples] for lr in job.lrs}
+            scored = tuple(lr for lr, at in places.items() if all((p / real.SCORES).is_file() for p in at))
+            jobs += [replace(job, lrs=scored)] if scored else []
+        return real.choose(jobs)
 
     def plan(
         self,
@@ -167,7 +173,7 @@ class Bench:
             for rate in ADAPT_LRS:
                 where = self.work / "tune" / f"{i}-lr{rate:g}"
                 own = {name: self.own(name, trial, rate)}
-                seeds, episodes = (real.TUNE_SEED,), real.TRIAL_EPISODES
+                seeds, episodes = (real.TUNE_SEED,), TUNE
                 if not self.do(self.plan(own, (name,), suite, seeds, episodes, real.VALIDATION_QUERY), where):
                     raise SystemExit(f"tuning of {name} failed; the lines above say where")
                 table.append({"trial": trial, "rate": rate, **real.scores(where / "methods" / name, name)})
@@ -238,6 +244,44 @@ def adopt(bench: Bench, source: Path) -> None:
                     store(target, Outcome(cell, *times, forwards, f["truncated"], losses, f["query_missing"]))
 
 
+def adopt_starts(bench: Bench, source: Path) -> None:
+    """Take the starts of the real run's chosen trials, where its folder still has them (git does not)."""
+    import torch
+    from abmll.adapter import state
+    from abmll.experiment import folders
+    from abmll.experiment.compare_plan import COST, starts
+    from abmll.experiment.config import to_yaml
+    from abmll.experiment.models import add_adapter, load_base, trainable
+    from abmll.experiment.prior import Prior
+
+    for name, pick in bench.chosen.items():
+        made = {TUNE: {real.TUNE_SEED: pick["best"]["trial"]}, real.FINAL_EPISODES: {s: str(s) for s in SEEDS}}
+        for episodes, by_seed in made.items():
+            for seed, at in by_seed.items():
+                old = source / ("tune" if episodes == TUNE else "final") / name / at
+                if not (old / "start.pt").is_file() or not same_trial(old, pick["best"]["overrides"]):
+                    continue
+                plan = bench.plan({name: bench.settings(name)}, (name,), bench.suite("cls"), (seed,), episodes)
+                (start,) = starts(plan)
+                target = bench.work / "starts" / start.folder
+                if (target / COST).is_file():
+                    continue
+                model, tokenizer = load_base(start.config.model, start.config.scoring.name)
+                model = add_adapter(model, start.config.adapter, seed)
+                state.write(model, state.PRIOR, torch.load(old / "start.pt", weights_only=True)["prior"])
+                prior = Prior.of(model, tokenizer, start.config)
+                target.mkdir(parents=True, exist_ok=True)
+                (target / folders.CONFIG).write_text(to_yaml(prior.config))
+                prior.save_pretrained(target / folders.PRIOR, overwrite=True)
+                steps = [json.loads(line) for line in (old / "metrics.jsonl").read_text().splitlines()]
+                known = json.loads((old / "train.json").read_text())
+                passes = sum(step["passes"] for step in steps)
+                cost = {"seconds": known["seconds"], "passes": passes, "tokens": known["tokens"]}
+                more = {"trainable_parameters": trainable(model), "peak_memory_bytes": 0}
+                (target / COST).write_text(json.dumps({**cost, **more}))
+                say(f"{name}  seed {seed}  {episodes} episodes: start taken over")
+
+
 def same_trial(start: Path, trial: dict[str, Any]) -> bool:
     """Whether the start in this folder of the real run was trained as the trial says."""
     if not trial:
@@ -272,6 +316,7 @@ def main() -> None:
                 bench.do(bench.plan(own, (name,), bench.suite(suite), (int(seed),)), bench.work / suite)
             if suite == "cls" and name == "pretrained":
                 adopt(bench, args.real)
+                adopt_starts(bench, args.real)
 
 
 if __name__ == "__main__":
