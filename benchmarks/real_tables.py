@@ -247,6 +247,7 @@ def adopt(bench: Bench, source: Path) -> None:
 def adopt_starts(bench: Bench, source: Path) -> None:
     """Take the starts of the real run's chosen trials, where its folder still has them (git does not)."""
     import torch
+
     from abmll.adapter import state
     from abmll.experiment import folders
     from abmll.experiment.compare_plan import COST, starts
