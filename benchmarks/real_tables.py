@@ -274,7 +274,8 @@ def adopt_starts(bench: Bench, source: Path) -> None:
                 target.mkdir(parents=True, exist_ok=True)
                 (target / folders.CONFIG).write_text(to_yaml(prior.config))
                 prior.save_pretrained(target / folders.PRIOR, overwrite=True)
-                steps = [json.loads(line) for line in (old / "metrics.jsonl").read_text().splitlines()]
+                log = old / "metrics.jsonl"
+                steps = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
                 known = json.loads((old / "train.json").read_text())
                 passes = sum(step["passes"] for step in steps)
                 cost = {"seconds": known["seconds"], "passes": passes, "tokens": known["tokens"]}
