@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from abmll.adapter import merging, modes, state
+from abmll.adapter import merging, modes, stacking, state
 from abmll.adapter.state import PRIOR, TASK
 from abmll.errors import UserError
 from abmll.experiment.models import enable_checkpointing
@@ -103,6 +103,17 @@ def test_draws_in_the_weights_answer_as_beside_them(name, latent, architecture, 
     merges = 1 + (3 if name in SAMPLING and name != "laplace" else name != "laplace")  # laplace draws logits
     noisy = 3 if (name, latent) == ("variational", "output") else 0
     assert [all(each) for each in merged_layers] == [True] * (merges - noisy) + [False] * noisy
+    monkeypatch.setattr(base, "merges", lambda *_: False)
+    together = []
+    monkeypatch.setattr(base, "stacked", lambda m, draws: together.append(len(draws)) or stacking.stacked(m, draws))
+    tokens = posterior.scorer.collate("u0", QUERY).n_tokens
+    for room, groups in ((2 * tokens, [2, 1]), (tokens - 1, [1, 1, 1])):  # one forward pass for two draws, or for each
+        together.clear()
+        monkeypatch.setattr(base, "_ON_CPU", room)
+        found = predict(posterior, QUERY, samples=3, seed=3, batch_size=len(QUERY)).log_probs
+        torch.testing.assert_close(found, beside, rtol=1e-5, atol=1e-5)
+        sampled = name in SAMPLING and name != "laplace"
+        assert together == (groups if sampled else [1] * (name != "laplace"))
 
 
 @battery

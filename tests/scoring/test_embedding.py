@@ -68,7 +68,7 @@ def test_options_that_batches_share_are_read_once(mode, build, monkeypatch):
             got = setup.scorer.log_probs(setup.model, batches)
             handle.remove()
             for one, other in zip(got, wanted, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(one[0], other, rtol=1e-5, atol=1e-5)
             assert sum(read) == 8 + 2 + 3 + 1  # distinct options, and inputs
             assert max(read) <= rows
     for name, p in setup.model.named_parameters():
@@ -78,8 +78,8 @@ def test_options_that_batches_share_are_read_once(mode, build, monkeypatch):
         fresh = [setup.scorer.option_log_probs(setup.model, batch) for batch in batches]
         got = setup.scorer.log_probs(setup.model, batches)
     for one, other, before in zip(got, fresh, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-        assert not torch.allclose(one, before, atol=1e-3)
+        torch.testing.assert_close(one[0], other, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(one[0], before, atol=1e-3)
 
 
 def test_neither_the_task_nor_the_choices_are_part_of_the_text(build):

@@ -5,6 +5,7 @@ import torch
 from scoring_setups import EXAMPLES, SETUPS, TASK_NAME
 
 from abmll.adapter.modes import Mean, Sample, Variational, use
+from abmll.adapter.stacking import stacked
 from abmll.adapter.state import PRIOR
 from abmll.tasks.task import Example
 
@@ -98,3 +99,20 @@ def test_tokens_are_counted_without_padding(name, architecture, build):
     shared = 2 if name == "embedding" else 0  # 'warm' and 'cold' are encoded once
     texts = [setup.tokenizer(o).input_ids for o in EXAMPLES[1].options] if shared else []
     assert batch.n_tokens == sum(alone) - sum(len(t) for t in texts)
+
+
+@torch.no_grad()
+@battery
+@pytest.mark.parametrize("latent", ["output", "factor"])
+def test_draws_that_share_a_forward_pass_are_what_they_are_alone(latent, name, architecture, build):
+    setup = build(name, architecture, latent)
+    batches = [setup.batch(EXAMPLES), setup.batch(EXAMPLES[1:3])]
+    draws = [Sample(3, sample=s) for s in range(3)]
+    with use(setup.model, stacked(setup.model, draws)):
+        together = setup.scorer.log_probs(setup.model, batches, draws=3)
+    for batch, found in zip(batches, together, strict=True):
+        assert found.shape == (3, *batch.option_mask.shape)
+        for draw, got in zip(draws, found, strict=True):
+            with use(setup.model, draw):
+                wanted = setup.scorer.option_log_probs(setup.model, batch)
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=2e-5)

@@ -64,13 +64,14 @@ def merged(model: nn.Module, tokens: int | None = None) -> Iterator[None]:
             layers[key].merged_adapters.remove(_DRAW)
 
 
+def merges(model: nn.Module, mode: modes.Mode, tokens: int | None = None) -> bool:
+    """Whether `merged` would put `mode` into the weights of any layer."""
+    return any(_updates(layer, mode, tokens) is not None for layer in adapted_layers(model).values())
+
+
 def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> Tensor | None:
     """W + s B A, laid out as the base weight is; None where the layer has to answer in the mode itself."""
-    if tokens is not None and tokens < layer.in_features:  # measured: here the pass over W costs what it saves
-        return None
-    if not isinstance(mode, LowRank) or torch.is_grad_enabled() or not _plain(layer):
-        return None
-    updates = mode.updates(layer)
+    updates = _updates(layer, mode, tokens)
     if updates is None:
         return None
     weight: Tensor = layer.get_base_layer().weight.detach()
@@ -78,6 +79,14 @@ def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> Tensor | No
         left, right = (A.T, B.T) if layer.fan_in_fan_out else (B, A)
         weight = torch.addmm(weight, left.to(weight.dtype), right.to(weight.dtype), alpha=scale)
     return weight
+
+
+def _updates(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> list[modes.Update] | None:
+    if tokens is not None and tokens < layer.in_features:  # measured: here the pass over W costs what it saves
+        return None
+    if not isinstance(mode, LowRank) or torch.is_grad_enabled() or not _plain(layer):
+        return None
+    return mode.updates(layer)
 
 
 def _plain(layer: AbmllLayer) -> bool:

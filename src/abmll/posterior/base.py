@@ -11,12 +11,16 @@ from torch import Tensor
 
 from abmll.adapter import modes, state
 from abmll.adapter.latents import Latent
-from abmll.adapter.merging import merged
+from abmll.adapter.merging import merged, merges
+from abmll.adapter.stacking import stacked
 from abmll.errors import UserError
 from abmll.posterior.config import PosteriorConfig
 from abmll.posterior.weight_prior import WeightPrior
 from abmll.scoring import Batch, Scorer
 from abmll.tasks.task import Example
+
+# Most tokens in the forward pass of several draws; beyond it their products are as thick as they need to be.
+_ON_CPU, _ON_ACCELERATOR = 256, 8192
 
 
 class Posterior(ABC):
@@ -86,21 +90,33 @@ class Posterior(ABC):
         state.ensure_task_adapter(self.model)
         state.write(self.model, state.TASK, self.tensors)
 
-    @torch.no_grad()
     def log_probs(self, batches: Sequence[Batch], samples: int, key: int) -> list[Tensor]:
-        """Log p(option | input, draw) in nats, float32 (n, max(samples, 1), C) for each batch. Call `activate` first.
+        """Log p(option | input, draw) in nats, float32 (n, max(samples, 1), C) a batch. Call `activate` first."""
+        return self.answers(self.draws(samples, key), batches)
 
-        A draw answers all batches before the next one does: what it costs to make is paid once.
+    @torch.no_grad()
+    def answers(self, draws: Sequence[modes.Mode], batches: Sequence[Batch]) -> list[Tensor]:
+        """What each draw says: log p(option | input, draw) in nats, float32 (n, draws, C) for each batch.
+
+        A draw answers all batches before the next one does: what it costs to make is paid once. Where draws are not
+        put into the base weights (`merging`) and batches are small, several share a forward pass (`stacking`).
         """
         each = []
         tokens = sum(batch.n_tokens for batch in batches)
-        for mode in self.draws(samples, key):
-            with modes.use(self.model, mode), merged(self.model, tokens):
-                each.append(self.scorer.log_probs(self.model, batches))
-        return [torch.stack(found, dim=1) for found in zip(*each, strict=True)]
+        room = 0 if merges(self.model, draws[0], tokens) else _room(self.model)
+        together = max(1, room // max(batch.n_tokens for batch in batches))
+        for start in range(0, len(draws), together):
+            group = draws[start : start + together]
+            with modes.use(self.model, stacked(self.model, group)), merged(self.model, tokens):
+                each.append(self.scorer.log_probs(self.model, batches, len(group)))
+        return [torch.cat(found).transpose(0, 1) for found in zip(*each, strict=True)]  # (S, n, C) -> (n, S, C)
 
     def load(self, tensors: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
         """Take over what a fitted posterior of the same settings held in `tensors` and `extras`."""
         self.tensors, self.extras = dict(tensors), dict(extras)
         if not self.tensors:
             raise UserError(f"posterior {self.name!r} of task {self.task!r} has no adapter to load")
+
+
+def _room(model: Any) -> int:
+    return _ON_CPU if model.device.type == "cpu" else _ON_ACCELERATOR

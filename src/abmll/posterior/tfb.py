@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.adapter import modes, state
-from abmll.adapter.merging import merged
 from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.posterior.point import Point
@@ -138,13 +137,9 @@ class Criterion:
 
     def mixture(self, draws: list[modes.Mode]) -> Tensor:
         """Log p(option | anchor) in nats of the mixture of draws, float32 (anchors, C), padded options -inf."""
-        each = []
-        tokens = sum(batch.n_tokens for batch in self.batches)
-        for mode in draws:
-            with modes.use(self.posterior.model, mode), merged(self.posterior.model, tokens):
-                parts = self.posterior.scorer.log_probs(self.posterior.model, self.batches)
-            each.append(torch.cat([F.pad(p, (0, self.options - p.shape[1]), value=-torch.inf) for p in parts]))
-        return torch.stack(each).logsumexp(0) - math.log(len(each))
+        found = self.posterior.answers(draws, self.batches)  # of each batch (n, S, C of the batch)
+        each = torch.cat([F.pad(p, (0, self.options - p.shape[-1]), value=-torch.inf) for p in found])
+        return each.logsumexp(1) - math.log(len(draws))
 
     def nll(self, log_probs: Tensor) -> float:
         """The floored mean NLL."""

@@ -96,9 +96,23 @@ class Scorer(ABC, Generic[B]):
     def option_log_probs(self, model: Any, batch: B) -> Tensor:
         """Log p(option | input) in nats, float32 (n, C), normalised over the item's options; -inf where masked."""
 
-    def log_probs(self, model: Any, batches: Sequence[B]) -> list[Tensor]:
-        """`option_log_probs` of several batches in one mode, for prediction: a text they share may be read once."""
-        return [self.option_log_probs(model, batch) for batch in batches]
+    @abstractmethod
+    def times(self, batch: B, blocks: int) -> B:
+        """The batch `blocks` times over, block after block: for as many draws in one forward pass (`stacking`)."""
+
+    def log_probs(self, model: Any, batches: Sequence[B], draws: int = 1) -> list[Tensor]:
+        """`option_log_probs` of several batches, for prediction: a text they share may be read once.
+
+        Args:
+            model: in the mode that answers.
+            batches: of one task.
+            draws: how many draws the mode has, each for its own block of rows.
+
+        Returns:
+            for each batch (draws, n, C) as `option_log_probs` has them.
+        """
+        found = [self.option_log_probs(model, self.times(b, draws) if draws > 1 else b) for b in batches]
+        return [each.reshape(draws, -1, each.shape[-1]) for each in found]
 
     def nll(self, model: Any, batch: B) -> tuple[Tensor, int]:
         """Negative log-likelihood of the right answers in nats, SUMMED over what counts, and how many counted."""
@@ -168,6 +182,16 @@ def labels_and_mask(examples: Sequence[Example], device: torch.device) -> tuple[
     labels = torch.tensor([-1 if e.output is None else e.label for e in examples])
     mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]  # (n, C)
     return labels.to(device), mask.to(device)
+
+
+def repeated(batch: Batch, blocks: int) -> dict[str, Any]:
+    """The fields of `Batch`, `blocks` times over."""
+    return {
+        "labels": batch.labels.repeat(blocks),
+        "option_mask": batch.option_mask.repeat(blocks, 1),
+        "n_tokens": batch.n_tokens * blocks,
+        "examples": batch.examples * blocks,
+    }
 
 
 def normalise(scores: Tensor, option_mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, repeated
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.tasks.task import Example
 
@@ -79,18 +79,34 @@ class Embedding(Scorer[EmbeddingBatch]):
         """Softmax of scale x cosine over the item's own options."""
         return self._compare(self.embed(model, batch.inputs), self.embed(model, batch.options), batch)
 
-    def log_probs(self, model: Any, batches: Sequence[EmbeddingBatch]) -> list[Tensor]:
+    def times(self, batch: EmbeddingBatch, blocks: int) -> EmbeddingBatch:
+        """Inputs and options again, each block with options of its own."""
+        first = len(batch.options.input_ids) * torch.arange(blocks, device=self.device)[:, None, None]
+        return EmbeddingBatch(
+            **repeated(batch, blocks),
+            inputs=batch.inputs.times(blocks),
+            options=batch.options.times(blocks),
+            option_index=(first + batch.option_index).flatten(0, 1),
+        )
+
+    def log_probs(self, model: Any, batches: Sequence[EmbeddingBatch], draws: int = 1) -> list[Tensor]:
         """Each distinct option text of all batches is embedded once: its draw, keyed by the text, is one in all."""
         texts = [list(dict.fromkeys(o for e in batch.examples for o in e.options)) for batch in batches]
         distinct = sorted({o for each in texts for o in each}, key=lambda o: (len(self._cache[o][0].ids), o))
         row = {o: i for i, o in enumerate(distinct)}
-        chunks = [distinct[i : i + _ROWS] for i in range(0, len(distinct), _ROWS)]
-        options = torch.cat([self.embed(model, self._pad([self._cache[o][0] for o in c])) for c in chunks])
+        most = max(1, _ROWS // draws)
+        chunks = [self._pad([self._cache[o][0] for o in distinct[i : i + most]]) for i in range(0, len(row), most)]
+        options = torch.cat([self._embed_blocks(model, chunk, draws) for chunk in chunks], dim=1)  # (S, options, width)
         found = []
         for batch, own in zip(batches, texts, strict=True):
-            rows = torch.tensor([row[o] for o in own], device=self.device)
-            found.append(self._compare(self.embed(model, batch.inputs), options[rows], batch))
+            mine = options[:, torch.tensor([row[o] for o in own], device=self.device)]  # (S, options of the batch, w)
+            inputs = self._embed_blocks(model, batch.inputs, draws)  # (S, n, width)
+            found.append(torch.stack([self._compare(*pair, batch) for pair in zip(inputs, mine, strict=True)]))
         return found
+
+    def _embed_blocks(self, model: Any, texts: Sequences, draws: int) -> Tensor:
+        each = self.embed(model, texts.times(draws) if draws > 1 else texts)
+        return each.reshape(draws, -1, each.shape[-1])
 
     def _compare(self, inputs: Tensor, options: Tensor, batch: EmbeddingBatch) -> Tensor:
         cosine = inputs @ options.T  # (n, distinct options of the batch)

@@ -48,6 +48,13 @@ class Sequences:
         """Number of tokens that are not padding."""
         return int(self.attention_mask.sum())
 
+    def times(self, blocks: int) -> Sequences:
+        """The rows `blocks` times over, block after block."""
+        who = self.tokens
+        again = Tokens(who.text.repeat(blocks, 1), who.position.repeat(blocks, 1), who.mask.repeat(blocks, 1))
+        positions = None if self.position_ids is None else again.position
+        return Sequences(self.input_ids.repeat(blocks, 1), self.attention_mask.repeat(blocks, 1), positions, again)
+
 
 def pad(
     rows: Sequence[Sequence[Segment]],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.errors import UserError
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, repeated
 from abmll.scoring.config import ContextConfig, ScoringConfig
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.shorten import shorten
@@ -158,6 +158,10 @@ class Letters(Scorer[LettersBatch]):
         for letter in letters_of(max(examples, key=lambda e: len(e.options))):
             self.letter_id(letter)
         return LettersBatch(labels, mask, prompts.real_tokens, tuple(examples), prompts, turns, targets)
+
+    def times(self, batch: LettersBatch, blocks: int) -> LettersBatch:
+        """The prompts again; whole turns are for the loss."""
+        return LettersBatch(**repeated(batch, blocks), prompts=batch.prompts.times(blocks), turns=None, turn_targets=())
 
     def _last_logits(self, model: Any, batch: LettersBatch) -> Tensor:
         return call(model, batch.prompts, logits_to_keep=1).logits[:, -1].float()  # type: ignore[no-any-return] # (n, V)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.errors import UserError
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, repeated
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.packing import Packed, attention, pack, pays, takes
 from abmll.scoring.shorten import shorten
@@ -103,6 +103,18 @@ class Options(Scorer[OptionsBatch]):
         n_tokens = (rows if packed is None else packed.sequences).real_tokens
         where = (cells[0], cells[1])
         return OptionsBatch(labels, mask, n_tokens, tuple(examples), rows, where, lengths, packed)
+
+    def times(self, batch: OptionsBatch, blocks: int) -> OptionsBatch:
+        """The rows again, each block with cells of its own."""
+        n, (row, option) = len(batch), batch.cells
+        first = n * torch.arange(blocks, device=self.device)[:, None]
+        return OptionsBatch(
+            **repeated(batch, blocks),
+            rows=batch.rows.times(blocks),
+            cells=((first + row).flatten(), option.repeat(blocks)),
+            lengths=batch.lengths.repeat(blocks),
+            packed=None if batch.packed is None else batch.packed.times(blocks),
+        )
 
     def log_likelihoods(self, model: Any, batch: OptionsBatch) -> Tensor:
         """Summed log-likelihood of each option's tokens in nats, float32 (n, C); 0 where masked."""

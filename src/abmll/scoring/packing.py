@@ -48,6 +48,19 @@ class Packed:
     cell: Tensor
     longest: int
 
+    def times(self, blocks: int) -> Packed:
+        """The rows `blocks` times over, block after block."""
+        n, (row, column), (question, option) = len(self.attends), self.source, self.cell
+        first = n * torch.arange(blocks, device=row.device)[:, None]
+        return Packed(
+            self.sequences.times(blocks),
+            self.attends.repeat(blocks, 1, 1, 1),
+            torch.stack([(first + row).flatten(), column.repeat(blocks)]),
+            self.target.repeat(blocks),
+            torch.stack([(first + question).flatten(), option.repeat(blocks)]),
+            self.longest,
+        )
+
 
 def pack(questions: Sequence[Question], pad_id: int, device: torch.device | None = None) -> Packed:
     """Pack each question's options after its prompt; the KL counts each distinct text of the batch once."""
