@@ -3,7 +3,8 @@
 A = A_start + sigma_p (...) and B alike, as `inducing_maths` has it; the start stays as it is. At the start of the fit
 both conditional means are 0 and A and B are independent, so E[Delta W] is the start's own: 0 for a new LoRA. A step of
 the inducing variables moves the weights some hundred times less than the same step of the weights would (sigma_p, and
-p q numbers for n m), so the rate that suits LoRA leaves the adapter where it was: tune `lr` upwards.
+p q numbers for n m), so the rate that suits LoRA leaves the adapter where it was: tune `lr` upwards, or widen the prior
+(`inducing.scale`).
 
 The loss is NLL + KL, sums in nats, the KL counted once over the support set: the evidence bound. `paper` is the
 published objective instead, times the batch's size: mean cross-entropy with label smoothing 0.05, less 0.05 times the
