@@ -30,9 +30,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def measure(name: str, steps: int) -> dict[str, Any]:
     """Median seconds of an episode, and its peak memory in MB above the state after a first episode of one step."""
-    from abmll.experiment.config import RunConfig, merge, preset
+    from abmll.experiment.config import RunConfig, merge
     from abmll.experiment.cost import peak_memory
     from abmll.experiment.models import add_adapter, load_base
+    from abmll.experiment.presets import preset
     from abmll.meta import make_meta_learner
     from abmll.scoring import make_scorer
     from abmll.tasks import load_suite

@@ -32,9 +32,10 @@ def measure(name: str, changes: dict[str, Any], seeds: tuple[int, ...] = (1, 2),
     """One line of the table: accuracy, NLL in nats, mean confidence; the loss of the first and the last step."""
     import numpy as np
 
-    from abmll.experiment.config import merge, preset
+    from abmll.experiment.config import merge
     from abmll.experiment.evaluate import Protocol, evaluate_task
     from abmll.experiment.models import add_adapter, load_base
+    from abmll.experiment.presets import preset
     from abmll.experiment.prior import Prior
     from abmll.metrics.cells import score
     from abmll.tasks import load_suite

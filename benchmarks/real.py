@@ -124,9 +124,10 @@ def run_job(job: Job, data: str) -> str:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     from abmll.adapter import state
-    from abmll.experiment.config import RunConfig, merge, preset
+    from abmll.experiment.config import RunConfig, merge
     from abmll.experiment.evaluate import Protocol, evaluate
     from abmll.experiment.models import add_adapter, load_base
+    from abmll.experiment.presets import preset
     from abmll.experiment.provenance import provenance
     from abmll.experiment.stored import cell_path
     from abmll.experiment.train import train

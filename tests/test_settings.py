@@ -6,7 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from abmll import AbmllConfig, MetaConfig, ModelConfig, PosteriorConfig, RunConfig, UserError
-from abmll.experiment.config import PRESETS, AdapterSettings, from_dict, merge, preset
+from abmll.experiment.config import AdapterSettings, from_dict, merge
+from abmll.experiment.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -30,7 +30,7 @@ _EXPORTS = {
     "load_suite": "abmll.tasks.folders",
     "load_task": "abmll.tasks.files",
     "metatrain": "abmll.experiment.prior",
-    "preset": "abmll.experiment.config",
+    "preset": "abmll.experiment.presets",
     "Example": "abmll.tasks.task",
     "Task": "abmll.tasks.task",
     "Suite": "abmll.tasks.task",
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from abmll.experiment.adapted import load as load
     from abmll.experiment.config import ModelConfig as ModelConfig
     from abmll.experiment.config import RunConfig as RunConfig
-    from abmll.experiment.config import preset as preset
+    from abmll.experiment.presets import preset as preset
     from abmll.experiment.prior import Prior as Prior
     from abmll.experiment.prior import metatrain as metatrain
     from abmll.experiment.start import load_prior as load_prior

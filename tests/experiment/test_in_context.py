@@ -8,8 +8,9 @@ import torch
 import abmll
 import tiny
 from abmll import UserError
-from abmll.experiment.config import PRESETS, check, merge, preset
+from abmll.experiment.config import check, merge
 from abmll.experiment.evaluate import Protocol, evaluate_task
+from abmll.experiment.presets import PRESETS, preset
 from abmll.experiment.results import evaluate_suite
 
 TASK = tiny.task("u0")

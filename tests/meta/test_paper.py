@@ -13,7 +13,7 @@ import tiny
 from abmll import noise
 from abmll.adapter import state
 from abmll.adapter.config import AbmllConfig
-from abmll.experiment.config import preset
+from abmll.experiment.presets import preset
 from abmll.hashing import stable_hash
 from abmll.meta import make_meta_learner
 from abmll.scoring import make_scorer

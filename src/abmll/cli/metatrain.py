@@ -42,9 +42,10 @@ def metatrain(
         overwrite: replace an output folder that exists.
     """
     from abmll.experiment import folders
-    from abmll.experiment.config import check, default_config, merge, read_yaml
-    from abmll.experiment.config import preset as preset_config
+    from abmll.experiment.config import check, merge, read_yaml
     from abmll.experiment.grid import check_floor
+    from abmll.experiment.presets import default_config
+    from abmll.experiment.presets import preset as preset_config
     from abmll.experiment.trackers import tracking
     from abmll.tasks import load_suite, suite_hash
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from abmll.experiment.config import RunConfig, merge, preset
+from abmll.experiment.config import RunConfig, merge
 from abmll.experiment.demo_settings import EPISODES, QUERY, SEEDS, SETTINGS, SHARES, SHOTS
+from abmll.experiment.presets import preset
 from abmll.experiment.workers import spread
 from abmll.tasks.task import Suite
 

@@ -15,7 +15,8 @@ from hashlib import sha256
 from typing import Any
 
 from abmll.errors import UserError, unknown
-from abmll.experiment.config import PRESETS, RunConfig, check, default_preset, merge, preset
+from abmll.experiment.config import RunConfig, check, merge
+from abmll.experiment.presets import PRESETS, default_preset, preset
 from abmll.meta.config import META, MetaConfig
 from abmll.posterior.config import POSTERIORS, USE_WEIGHT_PRIOR, PosteriorConfig
 

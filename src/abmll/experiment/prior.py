@@ -10,9 +10,10 @@ from typing import Any
 from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
-from abmll.experiment.config import RunConfig, check, default_preset, preset, read_yaml, to_yaml
+from abmll.experiment.config import RunConfig, check, read_yaml, to_yaml
 from abmll.experiment.identity import described, state_hash
 from abmll.experiment.models import enable_checkpointing
+from abmll.experiment.presets import default_preset, preset
 from abmll.experiment.provenance import provenance
 from abmll.experiment.train import CHECKPOINT, METRICS, Observer, train
 from abmll.meta import make_meta_learner

@@ -9,10 +9,11 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
-from abmll.experiment.config import ModelConfig, RunConfig, check, default_config, from_dict, merge, preset
+from abmll.experiment.config import ModelConfig, RunConfig, check, from_dict, merge
 from abmll.experiment.facts import adapter_folder_of, read_facts
 from abmll.experiment.identity import same_base
 from abmll.experiment.models import add_adapter, load_base, refuse_head
+from abmll.experiment.presets import default_config, preset
 from abmll.experiment.prior import Prior
 from abmll.meta.config import MetaConfig
 
