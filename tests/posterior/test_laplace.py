@@ -176,6 +176,9 @@ class Net(nn.Module):
 class Features:
     """A scorer of feature lists: an example's text is its numbers; a second row of padding follows its tokens."""
 
+    def unpacked(self):
+        return self
+
     def collate(self, task: str, examples: list[Example]) -> Batch:
         labels = torch.tensor([e.label for e in examples])
         return Batch(labels, torch.ones(len(examples), 3, dtype=torch.bool), 0, tuple(examples))
@@ -298,7 +301,7 @@ def test_inputs_and_output_gradients_make_the_weights_gradients(kind, prior, tmp
             p.copy_(0.2 * random(*p.shape, seed=i))
     example = Example("cat red", ("warm", "is it cold"), "warm")  # options of two lengths: rows with padding
     with modes.use(model, modes.Mean(TASK, train=True)), kfac.recorded(model) as calls:
-        log_probs = scorer.option_log_probs(model, scorer.collate("u0", [example]))[0]
+        log_probs = scorer.option_log_probs(model, scorer.unpacked().collate("u0", [example]))[0]
     _, J = brute(model, scorer, "u0", [example])
     assert calls.keys() == J.keys()
     flat = [(name, call) for name, made in calls.items() for call in made]
