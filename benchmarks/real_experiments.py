@@ -3,7 +3,7 @@
     python benchmarks/real_experiments.py [--data ../shared] [--workers 2]     # after `make real`; resumable
 
 Each experiment is a trial of `real.py` (150 episodes, seed 0, 16 shots, three adaptation rates) that changes one thing
-of the setting that the run had chosen for ABMLL; the same is done to the rates of its rivals. No test task is read.
+of the setting that the run had chosen for ABMLL. No test task is read.
 Writes results/real_experiments.md and .json.
 """
 
@@ -35,7 +35,6 @@ EXPERIMENTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "factor: twice the episodes": ("abmll-factor", FACTOR, 300),
     "output: rates x 2.5": ("abmll", _changed(OUTPUT, meta={"inner_lr": 5e-4, "outer_lr": 2.5e-3}), 150),
     "output: theta's step on the last batch": ("abmll", _changed(OUTPUT, meta={"outer_batch": "last"}), 150),
-    "Reptile: rate x 2": ("reptile", {"meta": {"inner_lr": 2e-3}}, 150),
 }
 
 

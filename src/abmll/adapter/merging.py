@@ -82,7 +82,7 @@ def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> Tensor | No
 
 
 def _updates(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> list[modes.Update] | None:
-    if tokens is not None and tokens < layer.in_features:  # measured: here the pass over W costs what it saves
+    if tokens is not None and tokens < layer.in_features:  # a pass over W costs about what so few tokens save
         return None
     if not isinstance(mode, LowRank) or torch.is_grad_enabled() or not _plain(layer):
         return None
