@@ -66,9 +66,9 @@ def _markdown(record: dict[str, Any], summaries: dict[str, Any]) -> str:
         "of the value without its bias, which is positive: it can lie below the value itself.",
         "",
         "Two rounds. In the first, Reptile's best rate was the end of its range, so the range was moved up; ABMLL",
-        "(factor, natural) was devised on the validation tasks after the first round's test results were known, and",
-        "its four trials were fixed before the last of the six settings tried was read. The seconds of the two rounds are",
-        "of machines under different load and not to be compared.",
+        "(factor, natural) was devised on the validation tasks after the first round's test results were known,",
+        "and its four trials were fixed before the last of the six settings tried was read. The seconds of the two",
+        "rounds are of machines under different load and not to be compared.",
         "",
     ]
     lines += ["| method | accuracy | NLL (nats) | pooled ECE | Brier | AURC | AUROC | s/task adapt, predict |"]
