@@ -34,7 +34,8 @@ SCORES = "scores.json"
 SHOTS, QUERY, VALIDATION_QUERY, SAMPLES, TUNE_SAMPLES = 16, 100, 50, 10, 5
 
 _RATES = [{"meta": {"inner_lr": lr}} for lr in (1e-4, 2e-4, 5e-4, 1e-3)]
-# A first round had LoRA's rates here and chose the largest: an end of the range decides nothing.
+# A first round had LoRA's rates here and chose the largest: an end of the range decides
+# nothing. The moved range chose its largest again.
 _REPTILE_RATES = [{"meta": {"inner_lr": lr}} for lr in (2e-4, 5e-4, 1e-3, 2e-3)]
 
 

@@ -12,7 +12,8 @@ what results/real_tables holds is not computed again. `abmll report runs/tables/
   DRAWS draws. mcqa takes over what cls chose.
 - Meta rates of lora, structured-lora, reptile and ABMLL are those that `real.py` chose; maml has 4 trials here.
 - Every (start, posterior) has its own adaptation rate from one grid of three. It is AdamW's on A and B for all
-  posteriors but `inducing`, whose steps RATE_SCALE multiplies; blob's deviations keep a rate of their own, its default.
+  posteriors but `inducing`, whose steps RATE_SCALE multiplies (so that the middle is its preset's rate); blob's
+  deviations keep a rate of their own, its default.
   `tfb` needs no training: it takes the rate, and so the fit, of `point`.
 - All rows with draws have DRAWS of them (an ensemble its 3 members; laplace is analytic), so that rows differ in the
   posterior and not in the number of draws.
@@ -35,7 +36,7 @@ import real
 from real import ADAPT_LRS, RESULTS, SEEDS
 
 DRAWS = 5  # in tuning and in the tables; draw s does not depend on how many are made
-RATE_SCALE = {"inducing": 1000.0}
+RATE_SCALE = {"inducing": 250.0}
 POSTERIOR: dict[str, dict[str, Any]] = {
     "swag": {"swag": {"warmup": 2}},  # collects 3 of 5 steps
     "ensemble": {"samples": 3},  # its members
@@ -157,8 +158,10 @@ class Bench:
 
     def is_tuned(self, name: str) -> bool:
         """Whether `settings` can be told without a computation."""
-        _, posterior = parts(name.removesuffix("+temperature"))
-        return posterior == "tfb" or name.removesuffix("+temperature") in {**self.chosen, **self.known()}
+        start, posterior = parts(fitted := name.removesuffix("+temperature"))
+        if posterior == "tfb":
+            return start == "none" or self.is_tuned(point_of(start))
+        return fitted in {**self.chosen, **self.known()}
 
     def tuning(self, name: str) -> list[dict[str, Any]]:
         """Validation NLL, accuracy and pooled ECE of every trial and rate; computed where they are not known."""

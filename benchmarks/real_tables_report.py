@@ -1,7 +1,9 @@
 """The real tables' pages: from the cells of `real_tables.py` to results/real_tables.{json,md} and compact cells.
 
-A method without all cells of a seed is left out of that seed's table and listed as missing. The grid is compared at
-equal numbers of draws: the first GRID_SAMPLES of every cell (a draw does not depend on how many are made).
+A method without all cells of a seed is left out of that seed's table and listed as missing. All rows with draws have
+the same number of them (an ensemble its members, laplace is analytic). Intervals are of 95 %, over new tasks; that of
+the pooled ECE is of the value without its bias, which is positive: it can lie below the value itself. Seconds are
+wall-clock on a machine that others used at the same time: read them as an order of magnitude.
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for metric in METRICS:
             r = found[method, baseline, metric]
             span = "" if r["low"] is None else f" [{r['low']:+.3f}, {r['high']:+.3f}]"
-            p = "" if r["p_holm"] is None else f", p = {r['p_holm']:.3f}"
+            p = "" if r["p_holm"] is None else ", p < 0.001" if r["p_holm"] < 5e-4 else f", p = {r['p_holm']:.3f}"
             cells.append(f"{r['difference']:+.3f}{span} {r['verdict']}{p}")
         lines.append(f"| {method} | {baseline} | " + " | ".join(cells) + " |")
     return lines
@@ -259,7 +261,9 @@ def suite_page(bench: Any, suite_name: str, order: Sequence[str], draws: int) ->
         if names and all(set(names) - set(before) for _, before in tables):
             tables.append((seeds, names))
     record: dict[str, Any] = {"tables": []}
-    lines = [f"## {suite_name}", ""]
+    absent = missing(stored, plain, tasks, (1, 2, 3))
+    state = f"PARTIAL: {len(absent)} of {len(plain)} methods lack cells, listed below" if absent else "Complete"
+    lines = [f"## {suite_name}", "", f"{state}.", ""]
     for seeds, names in tables:  # the last one, with most methods, stays in the folder: `abmll report` shows it
         own = {n: bench.settings(n) for n in plain if n in names}
         baseline = "lora" if "lora" in names else names[0]
@@ -275,7 +279,6 @@ def suite_page(bench: Any, suite_name: str, order: Sequence[str], draws: int) ->
         ]
         record["tables"].append({"seeds": seeds, "methods": result["methods"], "summary": summary.to_dict()})
         print(suite_name, seeds, names)
-    absent = missing(stored, plain, tasks, (1, 2, 3))
     record |= {"missing": absent, "cells": cell_table(stored)}
     lines += ["", "### Missing cells", ""] + ([f"- {n}: {have}" for n, have in absent.items()] or ["None."])
     if suite_name == "cls":

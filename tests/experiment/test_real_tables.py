@@ -116,3 +116,13 @@ def test_packed_cells_come_back(scripts: Any, tmp_path: Path) -> None:
     assert np.allclose(mixture(packed.log_probs), mixture(np.asarray(full.log_probs)), atol=1e-6)
     lines = report.cell_table(back)
     assert lines[0]["nll"] == pytest.approx(0.48, abs=0.03)
+
+
+def test_a_report_tunes_nothing(scripts: Any, tmp_path: Path) -> None:
+    tables, _ = scripts
+    bench = tables.Bench("shared", tmp_path)
+    assert bench.is_tuned("lora+temperature")
+    assert bench.is_tuned("tfb")  # at the rate of pretrained-adapted
+    assert bench.is_tuned("lora+tfb")  # of lora
+    assert not bench.is_tuned("abmll-natural+tfb")  # of abmll-natural+point, which is tuned here
+    assert not bench.is_tuned("blob")

@@ -79,6 +79,7 @@ def test_adamws_rate_falls_to_0_or_stays(latent, learner):
         ("output", {}, "latent is 'output'"),
         ("factor", {"beta": 0.0}, "beta = 0.0"),
         ("factor", {"step_size": 1.5}, "step_size = 1.5"),
+        ("factor", {"step_size": 1.0, "kl": "sampled"}, "0.9 with kl"),
     ],
 )
 def test_what_a_natural_step_cannot_do_is_refused(latent, settings, words, learner):

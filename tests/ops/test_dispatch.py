@@ -57,7 +57,7 @@ def test_a_gpu_without_triton_has_plain_torch(fresh, caplog):
     dispatch._fastest_on_gpu.cache_clear()
 
 
-@pytest.mark.parametrize("broken", ["no compiler", "compiler fails", "no folder", "wrong results"])
+@pytest.mark.parametrize("broken", ["no compiler", "compiler fails", "no folder", "no home", "wrong results"])
 def test_without_the_compiled_core_plain_torch_serves_and_the_log_says_so(broken, fresh, tmp_path, caplog, case):
     wanted = case().run(ops.Ask())
     dispatch._compiled.cache_clear()
@@ -71,6 +71,10 @@ def test_without_the_compiled_core_plain_torch_serves_and_the_log_says_so(broken
     elif broken == "no folder":
         (tmp_path / "file").touch()
         fresh.setenv("ABMLL_CACHE", str(tmp_path / "file" / "folder"))
+    elif broken == "no home":
+        fresh.delenv("ABMLL_CACHE")
+        fresh.delenv("XDG_CACHE_HOME", raising=False)
+        fresh.setattr(build.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     else:
         source = tmp_path / "wrong.cpp"
         text = compiled.SOURCE.read_text(encoding="utf-8")
@@ -83,8 +87,14 @@ def test_without_the_compiled_core_plain_torch_serves_and_the_log_says_so(broken
     assert sum("plain torch is used" in m for m in caplog.messages) == 1  # once, not at every layer
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    with pytest.raises((build.BuildError, OSError)), ops.use("compiled"):
+    with pytest.raises(UserError, match="'compiled' cannot be had"), ops.use("compiled"):
         dispatch.core_for(ROWS, 2)
+
+
+@pytest.mark.parametrize("rows", [ROWS.double(), ROWS.to("meta")], ids=["float64", "meta"])
+def test_the_compiled_core_refuses_what_it_would_misread(rows, fresh):
+    with pytest.raises(UserError, match="takes float32 on a CPU"), ops.use("compiled"):
+        dispatch.core_for(rows, 2)
 
 
 def test_two_processes_build_at_once_and_a_third_finds_it_made(tmp_path):

@@ -1,6 +1,6 @@
 """A draw that is a whole adapter, put into the base weights while it answers: W + s B A instead of W x + s B (A x).
 
-The adapter's own small products, casts and additions cost about half as much as the frozen model itself on a CPU; put
+The adapter's own small products, casts and additions take their time at every token, on a CPU above all; put
 into the weights they cost one pass over the weights, however many texts the draw then reads. The sum is exact to
 rounding. The original tensors are kept aside and put back, never computed back: the model leaves bit for bit as it
 came, whatever is raised in between.

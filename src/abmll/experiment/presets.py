@@ -1,4 +1,4 @@
-"""Published systems as named points of the grid meta x posterior (x latent): each a few settings over the defaults."""
+"""Systems, most of them published, as named points of the grid meta x posterior: a few settings over the defaults."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ def _posterior(name: str, **settings: Any) -> dict[str, Any]:
     }
 
 
-# Published systems as points of the grid meta x posterior (x latent). `abmll-factor` is what validation tasks chose in
-# the real run (benchmarks/results/real.md). `abmll` has a variance at which draws differ from the mean; by validation
-# NLL the real run preferred the published log c = -20, at which they do not. `abmll-natural` is `abmll-factor` with
-# theta's step along the natural gradient, settings chosen in the same way. `paper` is the reference code's column of
-# method section 3.
+# `abmll-factor` is what validation tasks chose in the real run (benchmarks/results/real.md), but for the adaptation
+# rate, 1e-3 there. `abmll` has a variance at which draws differ from the mean; by validation NLL the real run
+# preferred the published log c = -20, at which they do not. `abmll-natural` is of this library: theta's step along
+# the natural gradient, settings found on the validation tasks after the first round. `paper` is the reference code's.
 PRESETS: dict[str, dict[str, Any]] = {
     "pretrained": {"adapter": {"latent": "point"}, "meta": {"name": "none"}, "posterior": {"name": "none"}},
     "pretrained-adapted": {"adapter": {"latent": "point"}, "meta": {"name": "none"}, "posterior": {"name": "point"}},

@@ -19,7 +19,7 @@ from abmll.posterior.objective import Terms, adamw, check_gradients, descend, fi
 
 
 class Abmll(MetaLearner):
-    """The paper's method, every choice of `method.md` section 3 a setting."""
+    """The paper's method; every choice that the paper and its reference code leave open is a setting."""
 
     name = "abmll"
     uses = frozenset(
@@ -45,10 +45,10 @@ class Abmll(MetaLearner):
                 f"meta-training's outer = 'natural' needs a Gaussian over weights, but the latent is {latent.name!r}; "
                 "use latent 'factor', or outer = 'adamw'"
             )
-        elif not (self.config.beta > 0 and self.config.step_size <= 1):
+        elif not (self.config.beta > 0 and self.config.step_size <= (1.0 if self.config.kl == "closed" else 0.9)):
             raise UserError(
                 f"meta-training's outer = 'natural' has beta = {self.config.beta} and step_size = "
-                f"{self.config.step_size}; a positive beta and a step of at most 1 are needed"
+                f"{self.config.step_size}; a positive beta and a step of at most 1 (0.9 with kl = 'sampled') are needed"
             )
         self._reset_inner()
 

@@ -23,7 +23,8 @@ class MetaConfig:
         inner_steps: K, gradient steps on a task in an episode. The LoRA learners take K + 1 a task: equal work.
         batch_size: examples of a step.
         inner_lr: AdamW's rate on phi (the only rate of `multitask` and `sequential`); `maml`: SGD's, on the mean NLL.
-        outer_lr: `abmll`, `maml`: AdamW's rate on theta, which takes one step where phi takes K.
+        outer_lr: `abmll`, `maml`: AdamW's rate on theta, which takes one step where phi takes K; not read by `abmll`
+            with the `natural` outer step.
         beta: `abmll`: weight of the KL.
         gamma: `abmll`: weight of the hyperprior, divided by the number of tasks; None: as beta.
         outer: `abmll`: how theta steps: `adamw` at `outer_lr` (the paper's), or `natural`, the natural gradient by

@@ -42,10 +42,15 @@ def load(source: Path) -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: ABMLL_CACHE, else `abmll` in XDG_CACHE_HOME or ~/.cache."""
+    """Where libraries are kept: ABMLL_CACHE, else `abmll` in XDG_CACHE_HOME or ~/.cache; BuildError without a home."""
     if own := os.environ.get("ABMLL_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abmll"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "abmll"
+    try:
+        return Path.home() / ".cache" / "abmll"
+    except RuntimeError as error:
+        raise BuildError("no home folder to keep the library in; set ABMLL_CACHE to a folder") from error
 
 
 def _compile(compiler: str, flags: tuple[str, ...], source: Path, path: Path) -> None:
@@ -58,7 +63,8 @@ def _compile(compiler: str, flags: tuple[str, ...], source: Path, path: Path) ->
         except subprocess.TimeoutExpired as error:
             raise BuildError(f"{compiler} took more than {_SECONDS} seconds") from error
         if done.returncode:
-            raise BuildError(f"{compiler} failed: {done.stderr.strip().splitlines()[:1]}")
+            first = next(iter(done.stderr.strip().splitlines()), "no message")
+            raise BuildError(f"{compiler} failed: {first}")
         made.replace(path)
 
 

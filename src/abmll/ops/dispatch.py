@@ -55,7 +55,7 @@ def core_for(h: Tensor, rank: int) -> Core:
     """The core for rows `h` of blocks of a rank: the forced one, else the fastest for their device and dtype."""
     name = forced()
     if name == "compiled":
-        return _compiled()
+        return _demanded(h)
     if name == "triton":
         return _triton()
     if name == AUTO and h.dtype == torch.float32:
@@ -66,9 +66,21 @@ def core_for(h: Tensor, rank: int) -> Core:
     return Tiled()
 
 
+def _demanded(h: Tensor) -> Core:
+    """The compiled core for rows that it takes; UserError where it cannot run."""
+    if h.dtype != torch.float32 or h.device.type != "cpu":
+        raise UserError(
+            f"the implementation 'compiled' takes float32 on a CPU, not {h.dtype} on {h.device}; use 'auto'"
+        )
+    try:
+        return _compiled()
+    except (BuildError, OSError) as error:
+        raise UserError(f"the implementation 'compiled' cannot be had: {error}; leave ABMLL_OPS at 'auto'") from error
+
+
 def _known(name: str) -> str:
     if name not in NAMES:
-        raise unknown("implementation of the Gaussian-LoRA operation", name, NAMES)
+        raise unknown("implementation of the Gaussian-LoRA operation (ABMLL_OPS)", name, NAMES)
     return name
 
 

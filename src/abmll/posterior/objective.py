@@ -73,7 +73,8 @@ def finite(loss: Tensor, where: str) -> float:
     value = loss.item()
     if not math.isfinite(value):
         raise NonFiniteLossError(
-            f"the loss is {value} at {where}; nothing was updated there. Lower the learning rate, or raise log_variance"
+            f"the loss is {value} at {where}; nothing was updated there. Lower the learning "
+            "rate, or, where the adapter has a variance, raise adapter.log_variance"
         )
     return value
 

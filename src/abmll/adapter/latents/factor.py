@@ -87,10 +87,10 @@ class Factor(Latent):
 
     @torch.no_grad()
     def natural_step(self, layer: AbmllLayer, prior: str, size: float, beta: float) -> None:
-        """`size` of the way from the prior to the optimum of this step's loss, in (M, exp(L)) and B.
+        """`size` of the way from the prior to the optimum of beta KL(q || p), each of M, exp(L) and B for itself.
 
-        The natural gradient in mean and variance coordinates (Fisher information 1/V and 1/(2 V^2), 1/v_B for B). From
-        beta KL(q || p) alone it is M <- M + size (M_q - M), B alike, and
+        The natural gradient in mean and variance coordinates (Fisher information 1/V and 1/(2 V^2), 1/v_B for B); the
+        hyperprior adds its gradient at the prior. From the closed KL alone it is M <- M + size (M_q - M), B alike, and
         V <- (1 - size) V + size (V_q + (M_q - M)^2): the running fixed point of method section 2, whatever beta is.
         """
         M, L, B = (d[prior].weight for d in (layer.abmll_A, layer.abmll_L, layer.abmll_B))
