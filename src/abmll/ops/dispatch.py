@@ -2,7 +2,7 @@
 
 | name        | what                                                | chosen by itself                          |
 |-------------|-----------------------------------------------------|-------------------------------------------|
-| `compiled`  | C++, compiled once a machine in a second or two     | float32 on a CPU with a compiler          |
+| `compiled`  | C++, compiled once a machine in a few seconds       | float32 on a CPU with a compiler          |
 | `triton`    | Triton kernels                                      | float32 on a CUDA or ROCm device          |
 | `tiled`     | plain torch, tile by tile                           | where the faster ones are not to be had   |
 | `reference` | the specification, autograd through plain torch     | never: the others are tested against it   |
