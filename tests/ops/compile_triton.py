@@ -18,7 +18,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from abmll.ops import triton_core
-from abmll.ops.core import Ask, Needs
+from abmll.ops.core import Ask, Given, Needs
 
 ROWS, WIDTH, R = 1024, 4096, 8
 
@@ -68,11 +68,11 @@ def main(name: str, *options: str) -> None:
     B, c = tuple(torch.zeros(WIDTH, R) for _ in range(4)), (-1.0, torch.tensor(-2.0))
     address, mask, up = torch.zeros(ROWS, dtype=torch.int64), torch.zeros(ROWS), torch.tensor(1.0)
     core, inner, outer = triton_core.Triton(), Ask(), Ask(hyper=True)
-    core.forward(y0, h, B, c, address, mask, inner)
+    core.forward(y0, Given(h, B, c, address, mask, inner))
     of_q = Needs((True, True), (True, False), (False, False))
-    core.backward(y0, up, up, h, B, c, address, mask, inner, of_q)
+    core.backward(y0, up, up, Given(h, B, c, address, mask, inner), of_q)
     of_p = Needs((False, True), (False, True), (False, True))
-    core.backward(None, up, up, h, B, c, address, mask, outer, of_p)
+    core.backward(None, up, up, Given(h, B, c, address, mask, outer), of_p)
 
 
 if __name__ == "__main__":

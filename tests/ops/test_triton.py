@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from abmll import gaussian, noise, ops
 from abmll.errors import UserError
 from abmll.ops import dispatch
-from abmll.ops.core import Ask, Gradients, Needs
+from abmll.ops.core import Ask, Given, Gradients, Needs
 from abmll.ops.reference import GaussianOutput, divergence, hyperprior
 from abmll.ops.tiled import Tiled
 
@@ -80,12 +80,16 @@ class Problem:
         grad_y = random(self.rows, self.width).to(self.device, self.dtype)
         self.up = (grad_y, torch.tensor(0.5, device=self.device), torch.tensor(0.2, device=self.device))
 
+    @property
+    def given(self) -> Given:
+        return Given(self.h, self.B, self.constants, self.address, self.mask, self.ask)
+
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        return CORE.forward(self.y0, self.h, self.B, self.constants, self.address, self.mask, self.ask)
+        return CORE.forward(self.y0, self.given)
 
     def backward(self, needs: Needs, *, through_y: bool = True) -> Gradients:
         up = (self.up[0] if through_y else None, *self.up[1:])
-        return CORE.backward(*up, self.h, self.B, self.constants, self.address, self.mask, self.ask, needs)
+        return CORE.backward(*up, self.given, needs)
 
     def specified(self, *, through_y: bool = True) -> tuple[tuple[Tensor, ...], Gradients]:
         """Outputs and all gradients, by autograd through `reference`."""
@@ -191,7 +195,9 @@ def test_ranks_and_the_real_tile(device, rows, width, r):
 def test_the_noise_is_that_of_noise_py(device, width):
     rows = torch.arange(70, device=device)
     address, h, B = noise.fold(3, 5, rows), torch.zeros(70, 2, device=device), torch.zeros(width, 1, device=device)
-    y, _, _ = CORE.forward(torch.zeros(70, width, device=device), h, (B, B), (0.0,), address, None, Ask(kl="none"))
+    y, _, _ = CORE.forward(
+        torch.zeros(70, width, device=device), Given(h, (B, B), (0.0,), address, None, Ask(kl="none"))
+    )
     torch.testing.assert_close(y.cpu(), noise.normal(address.cpu(), width), rtol=0, atol=5e-6)
 
 
@@ -204,7 +210,9 @@ def test_the_noise_keeps_its_digits_where_the_radius_is_small(device, monkeypatc
         monkeypatch.setattr(triton_core, "BLOCKS", triton_core.Blocks(64, 1024, 4))
     address, B = noise.fold(4, torch.arange(50, device=device)), torch.zeros(4000, 1, device=device)
     h = torch.zeros(50, 2, device=device)
-    y, _, _ = CORE.forward(torch.zeros(50, 4000, device=device), h, (B, B), (0.0,), address, None, Ask(kl="none"))
+    y, _, _ = CORE.forward(
+        torch.zeros(50, 4000, device=device), Given(h, (B, B), (0.0,), address, None, Ask(kl="none"))
+    )
     wanted = noise.normal(address.cpu(), 4000)
     radius = (wanted[:, :2000].square() + wanted[:, 2000:].square()).sqrt()
     assert radius.min() < 0.01
@@ -224,12 +232,12 @@ def test_small_differences_keep_their_digits(device):
     """At d = 1e-4 the textbook KL has no digit left in float32; nor has expm1(d), written exp(d) - 1."""
     d = 1e-4 * torch.arange(1, 65, device=device)[:, None]
     one, zero = torch.ones(3, 4, device=device), torch.zeros(64, 1, device=device)
-    given = (one, (zero, d, zero, zero), (-20.0, -20.0), None, torch.ones(3, device=device), Ask(draw=False))
-    _, kl, _ = CORE.forward(torch.zeros(3, 64, device=device), *given)
+    given = Given(one, (zero, d, zero, zero), (-20.0, -20.0), None, torch.ones(3, device=device), Ask(draw=False))
+    _, kl, _ = CORE.forward(torch.zeros(3, 64, device=device), given)
     exact = 0.5 * (torch.expm1(d.double()) - d.double()).sum() * 3
     torch.testing.assert_close(kl.double(), exact, rtol=1e-5, atol=0)
     up = torch.tensor(1.0, device=device)
-    found = CORE.backward(None, up, up, *given, Needs((False, False), (True, False), (False, False)))
+    found = CORE.backward(None, up, up, given, Needs((False, False), (True, False), (False, False)))
     torch.testing.assert_close(found.B[1].double(), 1.5 * torch.expm1(d.double()), rtol=1e-5, atol=0)
 
 

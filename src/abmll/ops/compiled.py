@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from abmll.ops import build
-from abmll.ops.core import Ask, Gradients, Needs
+from abmll.ops.core import Ask, Given, Gradients, Needs
 
 SOURCE = Path(__file__).with_name("compiled.cpp")
 _KL = {"none": 0, "closed": 1, "sampled": 2}
@@ -41,14 +41,10 @@ class Compiled:
     def forward(
         self,
         y0: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `core.Core.forward`."""
+        h, B, log_c, address, mask, ask = given
         stacked, base = torch.stack(B), y0.float()  # (2 P, d_out, r)
         y, sums = torch.empty_like(base), h.new_zeros(h.shape[0], 2, dtype=torch.float64)
         problem = _problem(h, stacked, log_c, address, mask, ask, sums)
@@ -61,15 +57,11 @@ class Compiled:
         grad_y: Tensor | None,
         grad_kl: Tensor,
         grad_hyper: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
         needs: Needs,
     ) -> Gradients:
         """See `core.Core.backward`."""
+        h, B, log_c, address, mask, ask = given
         stacked, grad_h = torch.stack(B), torch.empty_like(h)
         grad_B, sums = torch.zeros_like(stacked), h.new_zeros(h.shape[0], 2, dtype=torch.float64)
         grad_y = None if grad_y is None else grad_y.float()

@@ -55,6 +55,26 @@ class Ask:
         return not (self.noise or self.sums)
 
 
+class Given(NamedTuple):
+    """What forward and backward both depend on, beside y0 and the incoming gradients.
+
+    Attributes:
+        h: (N, 2 r P) contiguous: m_q, l_q[, m_p, l_p].
+        B: 2 P tensors (d_out, r) in the same order.
+        log_c: of q[, of p]; a tensor has one element (it is learned).
+        address: (N,) int64 noise addresses of the rows; None where `ask.noise` is False.
+        mask: (N,) weights of the rows in the sums; None where there are no sums.
+        ask: what to compute.
+    """
+
+    h: Tensor
+    B: tuple[Tensor, ...]
+    log_c: tuple[float | Tensor, ...]
+    address: Tensor | None
+    mask: Tensor | None
+    ask: Ask
+
+
 class Needs(NamedTuple):
     """Which gradients backward is asked for, each (of q, of p)."""
 
@@ -87,23 +107,13 @@ class Core(Protocol):
     def forward(
         self,
         y0: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(y, kl, hyper): (N, d_out) in y0's dtype, and two () sums in h's dtype.
 
         Args:
             y0: (N, d_out) contiguous, the base layer's output, fp32, bf16 or fp16; not changed.
-            h: (N, 2 r P) contiguous: m_q, l_q[, m_p, l_p].
-            B: 2 P tensors (d_out, r) in the same order.
-            log_c: of q[, of p]; a tensor has one element (it is learned).
-            address: (N,) int64 noise addresses of the rows; None where `ask.noise` is False.
-            mask: (N,) weights of the rows in the sums; None where there are no sums.
-            ask: what to compute.
+            given: all else that it depends on.
         """
 
     def backward(
@@ -111,12 +121,7 @@ class Core(Protocol):
         grad_y: Tensor | None,
         grad_kl: Tensor,
         grad_hyper: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
         needs: Needs,
     ) -> Gradients:
         """Gradients from those of the three outputs.

@@ -25,7 +25,7 @@ from torch import Tensor
 from abmll.errors import UserError, unknown
 from abmll.ops.build import BuildError
 from abmll.ops.compiled import Compiled
-from abmll.ops.core import Ask, Core, Needs
+from abmll.ops.core import Ask, Core, Given, Needs
 from abmll.ops.tiled import Tiled
 
 AUTO, REFERENCE = "auto", "reference"
@@ -135,22 +135,13 @@ def _check(core: Core, device: torch.device | None = None) -> None:
     y0, h, B = random(rows, width), random(rows, 4 * r), tuple(0.3 * random(width, r) for _ in range(4))
     address = torch.randint(-(2**62), 2**62, (rows,), generator=generator).to(device)
     ask, grad_y, mask = Ask(hyper=True), random(rows, width), torch.arange(rows, device=device) % 2.0
+    given = Given(h, B, (-1.0, -1.5), address, mask, ask)
     found = []
     for one in (core, Tiled()):
-        outputs = one.forward(y0, h, B, (-1.0, -1.5), address, mask, ask)
+        outputs = one.forward(y0, given)
         both = (True, True)
-        gradients = one.backward(
-            grad_y,
-            torch.tensor(0.5, device=device),
-            torch.tensor(-0.3, device=device),
-            h,
-            B,
-            (-1.0, -1.5),
-            address,
-            mask,
-            ask,
-            Needs(both, both, both),
-        )
+        up = (grad_y, torch.tensor(0.5, device=device), torch.tensor(-0.3, device=device))
+        gradients = one.backward(*up, given, Needs(both, both, both))
         found.append([*outputs, gradients.h, *gradients.B, *gradients.log_c])
     for a, b in zip(*found, strict=True):
         if a is None or b is None or not torch.allclose(a, b, rtol=1e-4, atol=1e-4):

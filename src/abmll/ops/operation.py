@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from abmll.ops import dispatch, reference
-from abmll.ops.core import Ask, Core, Needs
+from abmll.ops.core import Ask, Core, Given, Needs
 from abmll.ops.reference import Pairs
 
 _TENSORS = 5  # of an adapter: A_m, A_l, B_m, B_l and log c, which may be a float
@@ -89,7 +89,7 @@ class _GaussianLora(torch.autograd.Function):
             address = address if address is None else address.reshape(-1).contiguous()
             mask = mask if mask is None else mask.reshape(-1).to(h.dtype).contiguous()
             flat = y0.reshape(-1, y0.shape[-1]).contiguous()
-            y, kl, hyper = core.forward(flat, h, B, log_c, address, mask, ask)
+            y, kl, hyper = core.forward(flat, Given(h, B, log_c, address, mask, ask))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h, address, mask, *(t for t in tensors if isinstance(t, Tensor)))
         ctx.ask, ctx.scales, ctx.core, ctx.shape = ask, scales, core, y0.shape
@@ -118,7 +118,8 @@ class _GaussianLora(torch.autograd.Function):
                 None if grad_y is None else grad_y.reshape(-1, grad_y.shape[-1]).contiguous(),
                 zero if grad_kl is None else grad_kl,
                 zero if grad_hyper is None else grad_hyper,
-                *(h, B, log_c, address, mask, ctx.ask, needs),
+                Given(h, B, log_c, address, mask, ctx.ask),
+                needs,
             )
             grad_A: list[Tensor | None] = [None] * len(A)
             grad_x = None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll import gaussian, noise
-from abmll.ops.core import Ask, Gradients, Needs
+from abmll.ops.core import Ask, Given, Gradients, Needs
 
 
 class _Tile(NamedTuple):
@@ -52,14 +52,10 @@ class Tiled:
     def forward(
         self,
         y0: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `core.Core.forward`."""
+        h, B, log_c, address, mask, ask = given
         y, kl, hyper = torch.empty_like(y0), h.new_zeros(()), h.new_zeros(())
         for t in _tiles(h, B, log_c, address if ask.noise else None):
             z = t.m_q + t.spread if ask.draw and t.spread is not None else t.m_q
@@ -80,15 +76,11 @@ class Tiled:
         grad_y: Tensor | None,
         grad_kl: Tensor,
         grad_hyper: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
         needs: Needs,
     ) -> Gradients:
         """See `core.Core.backward`."""
+        h, B, log_c, address, mask, ask = given
         r, adapters = B[0].shape[1], len(B) // 2
         noisy = ask.kl == "sampled" or (ask.draw and grad_y is not None)
         grad_h = torch.zeros_like(h) if any(needs.h) else None

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from abmll.gaussian import LOG_2PI
 from abmll.ops import triton_backward, triton_kernels
-from abmll.ops.core import Ask, Gradients, Needs
+from abmll.ops.core import Ask, Given, Gradients, Needs
 from abmll.ops.triton_kernels import Plan
 
 _PROGRAMS = 1024  # of a backward pass, to aim at: a few for every processor of the largest GPU
@@ -54,14 +54,10 @@ class Triton:
     def forward(
         self,
         y0: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(y, kl, hyper); see `core.Core`."""
+        h, B, log_c, address, mask, ask = given
         N, width = y0.shape
         y, none = torch.empty_like(y0), h.new_zeros(())
         if y0.numel() == 0:
@@ -86,15 +82,11 @@ class Triton:
         grad_y: Tensor | None,
         grad_kl: Tensor,
         grad_hyper: Tensor,
-        h: Tensor,
-        B: tuple[Tensor, ...],
-        log_c: tuple[float | Tensor, ...],
-        address: Tensor | None,
-        mask: Tensor | None,
-        ask: Ask,
+        given: Given,
         needs: Needs,
     ) -> Gradients:
         """Gradients from those of the three outputs; see `core.Core`."""
+        h, B, log_c, address, mask, ask = given
         (N, _), (width, r) = h.shape, B[0].shape
         with_kl = ask.kl != "none"
         # What no output depends on has a gradient of zeros, and costs no kernel.
