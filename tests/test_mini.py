@@ -3,9 +3,6 @@
 import json
 import socket
 import string
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -47,12 +44,6 @@ def letter_accuracy(model, tokenizer, name: str, rows: list[Example]) -> float:
     logits = model(**batch, logits_to_keep=1).logits[:, -1, letters]  # left padding: the last place is the answer's
     right = [int(z[: len(e.options)].argmax()) == e.label for z, e in zip(logits, rows, strict=True)]
     return sum(right) / len(right)
-
-
-def test_the_path_needs_no_torch() -> None:
-    code = "import sys; from abmll import mini; print(mini.path()); assert 'torch' not in sys.modules"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert Path(out.stdout.strip()) == FOLDER
 
 
 def test_the_files_are_small_and_complete() -> None:

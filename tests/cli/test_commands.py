@@ -1,8 +1,6 @@
 import json
 import math
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,23 +16,6 @@ from abmll.experiment.config import RunConfig, read_yaml
 from abmll.experiment.stored import load_cells
 
 QUICK_POSTERIOR = ["--posterior.steps", "2", "--posterior.lr", "0.02", "--samples", "2"]
-
-
-def test_help_needs_no_torch_and_answers_at_once():
-    """In one fresh process for all commands: what they import, and how long each takes."""
-    code = (
-        "import sys, time\n"
-        "from abmll.cli import main\n"
-        "for command in ['', *sys.argv[1:]]:\n"
-        "    began = time.process_time()\n"
-        "    assert main([*command.split(), '--help']) == 0\n"
-        "    assert time.process_time() - began < 1, command\n"
-        "    assert 'torch' not in sys.modules and 'transformers' not in sys.modules, command\n"
-    )
-    found = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    for text in ("--meta.beta", "--posterior.samples", "short forms: --model = --model.name", "--shots", "--suite"):
-        assert text in found.stdout
 
 
 def test_the_overview_names_every_command(run):

@@ -13,6 +13,7 @@ from abmll.experiment.models import enable_checkpointing
 from abmll.hashing import stable_hash
 from abmll.posterior import NonFiniteLossError, PosteriorConfig, base, make_posterior
 from abmll.posterior.objective import adamw, descend
+from abmll.posterior.settings import Inducing
 from abmll.predict import predict
 
 PAIRS = [("none", "point"), ("none", "output"), ("none", "factor"), ("point", "point"), ("point", "output")]
@@ -273,21 +274,27 @@ def test_a_bfloat16_base_under_gradient_checkpointing(name, fitted, prior):
 
 
 @pytest.mark.parametrize(
-    ("name", "latent", "part"),
-    [("blob", "point", "abmll_A.sd"), ("inducing", "point", "sd"), ("variational", "factor", "abmll_L")],
+    ("name", "latent", "part", "own", "margin"),
+    [
+        ("blob", "point", "abmll_A.sd", {"lr": 0.05}, 5e-3),
+        ("inducing", "point", "sd", {"lr": 0.05, "inducing": Inducing(scale=5.0)}, 2e-5),
+        ("variational", "factor", "abmll_L", {"lr": 0.2, "beta": 1.0}, 0.04),
+    ],
 )
-def test_more_data_make_a_narrower_posterior(name, latent, part, fitted):
+def test_more_data_make_a_narrower_posterior(name, latent, part, own, margin, fitted):
     """The same steps of the same rows, which once are all there are and once a fortieth: the prior's share falls.
 
-    (`laplace` has a test of its own; the width of the other posteriors is not set by a prior.)
+    Settings and margins are such that the smallest difference of five seeds is at least twice the margin: the noise of
+    single draws is no part of what is tested. (`laplace` has a test of its own; the width of the other posteriors is
+    not set by a prior.)
     """
     widths = []
     for copies in (1, 40):
-        posterior = fitted(name, latent, fit=False, steps=60, batch_size=6, lr=0.05)
+        posterior = fitted(name, latent, fit=False, steps=60, batch_size=6, **own)
         posterior.fit(SUPPORT * copies, seed=1)
         held = {**posterior.tensors, **posterior.extras}
         widths.append(torch.cat([t.flatten() for k, t in held.items() if k.endswith(f".{part}")]).mean())
-    assert widths[1] < widths[0] - 1e-6
+    assert widths[1] < widths[0] - margin
 
 
 @pytest.mark.parametrize("name", ["map", *SAMPLING[:-1]])

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,18 +93,6 @@ def test_draw_depends_on_the_name_and_the_seed():
     assert support("a", 0) != support("b", 0)
     assert support("a", 0) != support("a", 1)
     assert support("a", 0) == support("a", 0)
-
-
-def test_same_rows_in_another_process():
-    code = (
-        "from abmll.tasks.task import Example, Task; from abmll.tasks.splits import draw_rows;"
-        "t = Task('colours', tuple(Example(f'row {i}', ('red', 'green', 'blue'), 'red') for i in range(30)));"
-        "print(draw_rows(t, shots=5, seed=9).support_rows)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "5"}
-    )
-    assert out.stdout.strip() == str(draw_rows(task_of([0] * 30), shots=5, seed=9).support_rows)
 
 
 @pytest.mark.parametrize(
