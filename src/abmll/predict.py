@@ -100,13 +100,15 @@ def predict(
         the Prediction, in the questions' order.
 
     Raises:
-        UserError: no question, fewer than 0 samples, or an adapter whose answers are not numbers.
+        UserError: no question, fewer than 0 samples, an empty batch, or an adapter whose answers are not numbers.
     """
     if not questions:
         raise UserError("there is no question to predict; at least one is needed")
     S = posterior.config.samples if samples is None else samples
     if S < 0:
         raise UserError(f"samples = {S}; 0 (the mean) or more are needed")
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size}; at least 1 is needed")
     posterior.activate()
     key = stable_hash("predict", seed, posterior.task)
     scorer = posterior.scorer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from abmll.adapter.modes import Mean, Sample, Tokens, WithFactors, use, with_tokens
-from abmll.adapter.stacking import Blocks, stacked
+from abmll.adapter.stacking import Blocks, drawn, stacked
 
 
 def repeated(tokens, blocks):
@@ -29,6 +29,24 @@ def test_block_s_gets_draw_s(latent, architecture, adapted, ids):
             torch.testing.assert_close(block, model(ids).logits, rtol=1e-9, atol=1e-9)
     if latent != "point":
         assert not torch.allclose(*got.chunk(3)[:2], atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("latent", ["factor", "output", "point", "weight"])
+def test_draws_made_at_once_are_those_made_one_by_one(latent, adapted, ids):
+    model = adapted(latent).double()
+    modes = drawn(model, "default", key=5, samples=3, scope="sequence")
+    assert {type(mode) for mode in modes} == {WithFactors if latent in ("factor", "point") else Sample}
+    fewer, answers = drawn(model, "default", key=5, samples=2, scope="sequence"), []
+    for s, mode in enumerate(modes):
+        for one in (mode, Sample(5, sample=s, scope="sequence"), *fewer[s : s + 1]):
+            with use(model, one):
+                answers.append(model(ids).logits)
+    first, second = answers[:3], answers[3:6]
+    for one, other in ((first[0], first[1]), (first[0], first[2]), (second[0], second[1]), (answers[6], answers[7])):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(first[0], second[0], atol=1e-6) == (latent == "point")
+    assert drawn(model, "another", key=5, samples=1, scope="token") == [Sample(5, "another")]
 
 
 @torch.no_grad()

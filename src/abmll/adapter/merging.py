@@ -82,11 +82,21 @@ def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> Tensor | No
 
 
 def _updates(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> list[modes.Update] | None:
-    if tokens is not None and tokens < layer.in_features:  # a pass over W costs about what so few tokens save
+    if tokens is not None and not _pays(layer, tokens):
         return None
     if not isinstance(mode, LowRank) or torch.is_grad_enabled() or not _plain(layer):
         return None
     return mode.updates(layer)
+
+
+def _pays(layer: AbmllLayer, tokens: int) -> bool:
+    """Whether reading W and writing W + s B A moves less memory than s B (A x) and its sum would for so many tokens.
+
+    Of a token the adapter reads x and writes, reads and adds (d_out,) rows: about four passes over them.
+    """
+    d_in: int = layer.in_features
+    d_out: int = layer.out_features
+    return tokens * (d_in + 4 * d_out) >= 2 * d_in * d_out
 
 
 def _plain(layer: AbmllLayer) -> bool:

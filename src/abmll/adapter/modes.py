@@ -108,10 +108,10 @@ class Sample:
 
     def updates(self, layer: AbmllLayer) -> list[Update] | None:
         """The draw, where the latent's draws are adapters of their own."""
-        found = (
-            layer.latents[self.adapter].draw_pair(layer, self.adapter, self) if self.adapter in layer.latents else None
-        )
-        return None if found is None else [(*found, layer.scaling[self.adapter])]
+        if self.adapter not in layer.latents:
+            return None
+        found = layer.latents[self.adapter].draw_pairs(layer, self.adapter, self.key, (self.sample,))
+        return None if found is None else [(found[0][0], found[1][0], layer.scaling[self.adapter])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +159,13 @@ class WithFactors:
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     adapter: str = "default"
+
+    @classmethod
+    def each(cls, factors: Mapping[str, tuple[Tensor, Tensor]], adapter: str) -> list[WithFactors]:
+        """One mode for each of the S pairs."""
+        S = len(next(iter(factors.values()))[0])
+        split = [{k: (A[s : s + 1], B[s : s + 1]) for k, (A, B) in factors.items()} for s in range(S)]
+        return [cls(one, adapter) for one in split]
 
     def trains(self, name: str) -> bool | None:
         """The factors carry their own gradients."""

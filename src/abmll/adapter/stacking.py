@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from abmll.adapter import modes
 from abmll.adapter.layer import adapted_layers
 from abmll.adapter.merging import LowRank
-from abmll.adapter.tokens import Tokens
+from abmll.adapter.tokens import Scope, Tokens
 
 if TYPE_CHECKING:
     from abmll.adapter.layer import AbmllLayer
@@ -40,6 +40,24 @@ class Blocks:
         own = None if tokens is None else Tokens(tokens.text[:n], tokens.position[:n], tokens.mask[:n])
         blocks = zip(self.draws, torch.split(y, n), torch.split(x, n), strict=True)
         return torch.cat([draw.apply(layer, y_s, x_s, own) for draw, y_s, x_s in blocks])
+
+
+@torch.no_grad()
+def drawn(model: nn.Module, adapter: str, key: int, samples: int, scope: Scope) -> list[modes.Mode]:
+    """Draws 0 .. `samples` - 1 of an adapter under `key`, for prediction.
+
+    Where draws are adapters of their own, all are made now, in one operation a layer: a draw is many small tensors, and
+    they cost their number.
+    """
+    made = {
+        name: layer.latents[adapter].draw_pairs(layer, adapter, key, range(samples))
+        for name, layer in adapted_layers(model).items()
+        if adapter in layer.latents
+    }
+    pairs = {name: pair for name, pair in made.items() if pair is not None}
+    if not pairs or len(pairs) < len(made):
+        return [modes.Sample(key, adapter, s, scope) for s in range(samples)]
+    return list(modes.WithFactors.each(pairs, adapter))
 
 
 def stacked(model: nn.Module, draws: Sequence[modes.Mode]) -> modes.Mode:

@@ -55,8 +55,6 @@ class AdaptedTask:
         batch_size: int = 32,
     ) -> Prediction:
         """Answer questions; see `abmll.predict.predict`. Plain texts get the task's own options."""
-        if batch_size < 1:
-            raise UserError(f"batch_size = {batch_size}; at least 1 is needed")
         if isinstance(questions, Sequence) and not isinstance(questions, str):
             questions = [self._example(q, row) for row, q in enumerate(questions, start=1)]
         examples = examples_of(questions, "questions")

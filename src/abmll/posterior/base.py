@@ -12,7 +12,7 @@ from torch import Tensor
 from abmll.adapter import modes, state
 from abmll.adapter.latents import Latent
 from abmll.adapter.merging import merged, merges
-from abmll.adapter.stacking import stacked
+from abmll.adapter.stacking import drawn, stacked
 from abmll.errors import UserError
 from abmll.posterior.config import PosteriorConfig
 from abmll.posterior.weight_prior import WeightPrior
@@ -73,11 +73,11 @@ class Posterior(ABC):
     def draws(self, samples: int, key: int) -> list[modes.Mode]:
         """The modes whose predictions are averaged: `samples` draws under `key`; 0: the mean alone.
 
-        Draw s is the same whatever the number of samples.
+        Draw s is the same whatever the number of samples. Call `activate` first: they may be made at once.
         """
         if samples == 0:
             return [modes.Mean(state.TASK)]
-        return [modes.Sample(key, state.TASK, s, self.config.scope) for s in range(samples)]
+        return drawn(self.model, state.TASK, key, samples, self.config.scope)
 
     @property
     def epistemic(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -53,8 +54,10 @@ class Latent(ABC):
     def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
         """One draw of the output, keyed by the mode."""
 
-    def draw_pair(self, layer: AbmllLayer, name: str, mode: Sample) -> tuple[Tensor, Tensor] | None:
-        """A (r, d_in) and B (d_out, r) of the draw that `sample` answers with; None where a draw is no adapter."""
+    def draw_pairs(
+        self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]
+    ) -> tuple[Tensor, Tensor] | None:
+        """A (S, r, d_in) and B (S, d_out, r) of the draws that `sample` answers with; None: a draw is no adapter."""
         return None
 
     @abstractmethod

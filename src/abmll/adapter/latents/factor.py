@@ -6,6 +6,7 @@ their spread is epistemic, and the KL does not depend on the data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,18 +44,23 @@ class Factor(Latent):
 
     def draw(self, layer: AbmllLayer, name: str, key: int, sample: int) -> Tensor:
         """A = M + exp(L/2) eps, (r, d_in), keyed by (key, layer, sample, row of A)."""
+        return self.draws(layer, name, key, (sample,))[0]
+
+    def draws(self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]) -> Tensor:
+        """Several draws at once, (S, r, d_in): many small tensors cost their number."""
         M = layer.abmll_A[name].weight
+        s = torch.tensor(samples, device=M.device)[:, None]
         rows = torch.arange(M.shape[0], device=M.device)
-        eps = noise.normal(noise.fold(key, layer.key_hash, sample, rows, device=M.device), M.shape[1], M.dtype)
-        return gaussian.sample(M, layer.abmll_L[name].weight, eps)
+        address = noise.fold(key, layer.key_hash, s, rows, device=M.device)  # (S, r)
+        return gaussian.sample(M, layer.abmll_L[name].weight, noise.normal(address, M.shape[1], M.dtype))
 
     def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
         """The output s B A x with one A for every token of the batch."""
         return _output(layer, name, x, self.draw(layer, name, mode.key, mode.sample))
 
-    def draw_pair(self, layer: AbmllLayer, name: str, mode: Sample) -> tuple[Tensor, Tensor]:
+    def draw_pairs(self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The drawn A, and B."""
-        return self.draw(layer, name, mode.key, mode.sample), layer.abmll_B[name].weight
+        return self.draws(layer, name, key, samples), layer.abmll_B[name].weight.expand(len(samples), -1, -1)
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """A draw of the posterior. Nothing goes to the sink: the KL is the layer's, however often the layer is run."""

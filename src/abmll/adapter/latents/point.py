@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -24,9 +25,10 @@ class Point(Latent):
         """The mean: a point has one value."""
         return self.mean(layer, name, x)
 
-    def draw_pair(self, layer: AbmllLayer, name: str, mode: Sample) -> tuple[Tensor, Tensor]:
-        """The mean pair."""
-        return layer.abmll_A[name].weight, layer.abmll_B[name].weight
+    def draw_pairs(self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The mean pair, as often as asked."""
+        A, B = layer.abmll_A[name].weight, layer.abmll_B[name].weight
+        return A.expand(len(samples), -1, -1), B.expand(len(samples), -1, -1)
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """Refused: the KL between two points is zero or infinite."""
