@@ -123,7 +123,7 @@ def test_no_precision_is_infinite_and_none_is_touched_above_the_guard():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 3.0])
 def test_minimum_over_theta_at_fixed_phis_is_the_fixed_point_of_the_method(gamma):
-    """Method section 2: sum_i {beta KL(q_i || p) - (gamma / T) log p(theta)}, minimised over theta."""
+    """sum_i {beta KL(q_i || p) - (gamma / T) log p(theta)}, minimised over theta (docs/method.md, section 2)."""
     beta, rate, tasks, width = 0.3, 0.01, 5, 6
     m_i, l_i = torch.randn(2, tasks, width, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).unbind()
     m = torch.zeros(width, dtype=torch.float64, requires_grad=True)

@@ -86,7 +86,7 @@ def kl_sampled(z: Tensor, m_q: Tensor, l_q: Tensor, m_p: Tensor, l_p: Tensor) ->
 def log_hyperprior(m: Tensor, l: Tensor, rate: float = 0.01) -> Tensor:
     """Log p(theta) per element: log N(m; 0, 1) + log Gamma(tau; shape 1, rate), tau = exp(-l), in nats.
 
-    A density of the precision tau itself: no Jacobian for l (method section 1). At l = -20 the Gamma term is
+    A density of the precision tau itself: no Jacobian for l (docs/method.md, section 1). At l = -20 the Gamma term is
     -rate * e^20 = -4.9e6 a coordinate; it is what makes the prior's variance grow.
     """
     return -0.5 * (LOG_2PI + m.square()) + math.log(rate) - rate * exp_neg(l)

@@ -185,8 +185,8 @@ def put(layer: AbmllLayer, name: str, mean: Tensor) -> None:
 
 
 def test_the_prior_of_fixed_posteriors_rests_where_the_method_says(build):
-    """Method section 2, elementwise: with g = gamma / (beta T), sd^2 = mean_i[sd_i^2 + (m_i - m)^2] + 2 g b0 and
-    m = mean_i m_i / (1 + g sd^2).
+    """With g = gamma / (beta T), elementwise: sd^2 = mean_i[sd_i^2 + (m_i - m)^2] + 2 g b0 and
+    m = mean_i m_i / (1 + g sd^2) (docs/method.md, section 2).
 
     Two posteriors m +- D around such a mean are made for a given prior; theta's step has no gradient there, and has one
     anywhere else.

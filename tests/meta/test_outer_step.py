@@ -18,7 +18,7 @@ def seen_phi(made, monkeypatch):
 
 
 def optimum(phis, theta, layer, beta, gamma_over_T, rate):
-    """(M, exp(L), B) that minimise the loss for fixed phis, the others held at theta (method section 2)."""
+    """(M, exp(L), B) that minimise the loss for fixed phis, the others held at theta (docs/method.md, section 2)."""
     M, L, B = (theta[f"{layer.key}.{part}"] for part in ("abmll_A", "abmll_L", "abmll_B"))
     Ms, Ls, Bs = (
         torch.stack([phi[f"{layer.key}.{part}"] for phi in phis]) for part in ("abmll_A", "abmll_L", "abmll_B")

@@ -1,4 +1,4 @@
-"""The `paper` preset, step by step, against the method written out once more in plain torch (method section 3).
+"""The `paper` preset, step by step, against docs/method.md, section 3, written out once more in plain torch.
 
 The transcription shares nothing with the library but its noise (which episode, which rows, which normal draws): the
 adapted layers are hooks on an untouched base model, prompts are written by hand, densities come in textbook form.

@@ -81,7 +81,7 @@ def test_gradients_reach_every_tensor_and_the_input(x):
 
 
 def test_at_the_start_beta_kl_is_the_squared_distance_over_two_c(x):
-    """Method section 2: beta KL = beta / (2 c) x squared output distance where the log-variances are equal."""
+    """beta KL = beta / (2 c) x squared output distance at equal log-variances (docs/method.md, section 2)."""
     q, p = ops.project(x, pairs(0)), ops.project(x, replace(pairs(0), B_m=pairs(1).B_m))
     wanted = 1e-8 / (2 * math.exp(-20.0)) * (q.m - p.m).square().sum()
     constant = torch.full_like(q.l, -20.0)

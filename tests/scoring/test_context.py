@@ -40,7 +40,7 @@ def inputs_shown(scorer, example) -> list[str]:
 
 
 def by_hand(name: str, prompt: str, shown) -> str:
-    """Method section 5's prompt, the demonstrations between the instruction and the question."""
+    """The prompt of docs/method.md, section 5, the demonstrations between the instruction and the question."""
     if name == "options":
         parts = [f"{TASK_NAME}: {e.input}\nAnswer: {e.output}\n\n" for e in shown]
         return "".join(parts) + f"{TASK_NAME}: {QUERY.input}\nAnswer:"

@@ -18,7 +18,7 @@ PAPER = {"full_vocabulary": True, "header_tokens": True}
 
 
 def message(example: Example) -> str:
-    """The user turn as method section 5 has it."""
+    """The user turn as docs/method.md, section 5, has it."""
     lines = ["Return only the label of the correct answer for the question below.", ""]
     lines += [f"{TASK_NAME}: {example.input}", "Choices:"]
     lines += [f"{letter}) {option}" for letter, option in zip("ABCD", example.options, strict=False)]

@@ -1,9 +1,9 @@
 """The demo's settings: chosen on the five validation tasks of `mini`, never on its test tasks.
 
-Every method adapts with 16 examples in 10 steps of 8 (equal steps: protocol, rule 5). LoRA and Reptile had six meta
-settings of 80 episodes, ABMLL five (log-variance -4, -5, -6; beta 1e-4, 1e-3); adaptation rates between 1e-3 and 6e-3,
-not every one for every start. 60 query rows a task, two seeds; the lowest NLL decided. Accuracy / NLL in nats / pooled
-ECE on the validation tasks:
+Every method adapts with 16 examples in 10 steps of 8 (equal steps: docs/protocol.md, rule 5). LoRA and Reptile had six
+meta settings of 80 episodes, ABMLL five (log-variance -4, -5, -6; beta 1e-4, 1e-3); adaptation rates between 1e-3 and
+6e-3, not every one for every start. 60 query rows a task, two seeds; the lowest NLL decided. Accuracy / NLL in nats /
+pooled ECE on the validation tasks:
 
 | method | 10 steps | settings |
 |---|---|---|

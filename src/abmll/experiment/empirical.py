@@ -3,8 +3,8 @@
     v_j = mean over train tasks i of (w_ij - w_0j)^2 + floor,    w_i: task i adapted from the start w_0 once more
 
 It makes any learned start a prior N(w_0, diag v) for the posteriors that live in weight space (`map`, `laplace`,
-`blob`): learners, "What a learned start gives a posterior". Tasks are adapted as new ones are, by `posterior.steps` at
-`posterior.lr`, on all their rows.
+`blob`): docs/method.md, section 4. Tasks are adapted as new ones are, by `posterior.steps` at `posterior.lr`, on all
+their rows.
 """
 
 from __future__ import annotations

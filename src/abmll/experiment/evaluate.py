@@ -1,4 +1,4 @@
-"""A start on unseen tasks: adapt, predict, store every probability (protocol, rules 1 and 2)."""
+"""A start on unseen tasks: adapt, predict, store every probability (docs/protocol.md, rules 1 and 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's own two numbers, stored beside ours for comparison (method section 5)."""
+"""The paper's own two numbers, stored beside ours for comparison (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: written beside every output (protocol, rule 7)."""
+"""Where a number comes from: written beside every output (docs/protocol.md, rule 7)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A method at a learned temperature: its stored cells made over, without a model.
 
 T is learned on the validation tasks' cells of the same seed, every task counting once; it costs no label of a test
-task (protocol, rule 1).
+task (docs/protocol.md, rule 1).
 """
 
 from __future__ import annotations

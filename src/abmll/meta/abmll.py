@@ -4,8 +4,8 @@
     K times:   INNER step on phi    of  NLL + beta KL(q_phi || p_theta)
     once:      OUTER step on theta  of  beta KL(q_phi || p_theta) - (gamma / T) log p(theta)
 
-Source: Zhang, Snell, Griffiths, arXiv 2508.14285 (method sections 2 and 3). First order: nothing is differentiated
-through the inner steps, and one working adapter serves all tasks.
+Source: Zhang, Snell, Griffiths, arXiv 2508.14285 (docs/method.md, sections 2 and 3). First order: nothing is
+differentiated through the inner steps, and one working adapter serves all tasks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The specification of the Gaussian-LoRA operation in plain torch; faster versions must equal it.
 
-For one frozen linear layer and one adapter (method section 1), at every token x (d_in,):
+For one frozen linear layer and one adapter (docs/method.md, section 1), at every token x (d_in,):
 
     m(x) = s B_m A_m x                  the mean of the adapter's output            (d_out,)
     l(x) = s B_l A_l x + log c          its log-variance                            (d_out,)

@@ -1,6 +1,6 @@
 """KL and hyperprior of a Gaussian over every element of a weight, exactly, without ever holding that weight.
 
-    W_ij ~ N(s (B A)_ij, sd_ij^2),   sd_ij = s (exp(b) exp(a))_ij + c          (method section 1, `weight`)
+    W_ij ~ N(s (B A)_ij, sd_ij^2),   sd_ij = s (exp(b) exp(a))_ij + c          (docs/method.md, section 1, `weight`)
 
 Both are sums over d_out x d_in elements whose results, and whose gradients, are small: a number, and tensors of the
 factors' shapes. One pass over tiles of rows makes both, value and gradient, so nothing of the weight's size is kept

@@ -1,4 +1,6 @@
-"""Draws of z(x) = W x for a Gaussian weight, W_ij ~ N(m_ij, sd_ij^2), sd = s B A + c (method section 1, `weight`).
+"""Draws of z(x) = W x for a Gaussian weight, W_ij ~ N(m_ij, sd_ij^2), sd = s B A + c.
+
+The weight is latent `weight`'s (docs/method.md, section 1).
 
 `per_token`: every token has a weight of its own. Then z(x) ~ N(m x, sum_j sd_j^2 x_j^2), independent over coordinates
 (the local reparameterisation, Kingma, Salimans, Welling, NeurIPS 2015), and no weight is drawn: with the constant c as

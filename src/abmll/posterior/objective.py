@@ -1,4 +1,4 @@
-"""One gradient step's loss: NLL + beta KL, all sums, in nats (method section 2)."""
+"""One gradient step's loss: NLL + beta KL, all sums, in nats (docs/method.md, section 2)."""
 
 from __future__ import annotations
 

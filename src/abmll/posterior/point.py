@@ -44,7 +44,7 @@ class Unadapted(Point):
 class Map(Point):
     """Maximum a posteriori: NLL + sum (w - w_0)^2 / (2 v) over A and B, the prior in the loss and not in the optimiser.
 
-    AdamW's decoupled decay is no prior: it does not appear in the objective (learners).
+    AdamW's decoupled decay is no prior: it does not appear in the objective.
     """
 
     name = "map"

@@ -1,4 +1,4 @@
-"""`variational`: the task's Gaussian, reached from the prior by gradient steps (method section 4)."""
+"""`variational`: the task's Gaussian, reached from the prior by gradient steps (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

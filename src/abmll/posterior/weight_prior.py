@@ -1,7 +1,7 @@
 """A Gaussian prior over LoRA's weights A and B around a learned start, for posteriors that live in weight space.
 
 `factor` ABMLL has one: N(M, exp(L)) over A and N(B, v_B) over B. Every other start gets an empirical one: the mean
-square distance to which the train tasks moved each weight (learners, "What a learned start gives a posterior").
+square distance to which the train tasks moved each weight (docs/method.md, section 4).
 """
 
 from __future__ import annotations

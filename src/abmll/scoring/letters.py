@@ -1,4 +1,4 @@
-"""`letters`: a decoder reads the question with lettered choices and names a letter (method section 5)."""
+"""`letters`: a decoder reads the question with lettered choices and names a letter (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def choices_block(task_name: str, example: Example) -> str:
 
 
 def user_message(task_name: str, example: Example, *, demonstrations: Sequence[Example] = ()) -> str:
-    """The paper's prompt (method section 5): the text of the user turn, ended by `Answer:` and a newline.
+    """The paper's prompt (docs/method.md, section 5): the text of the user turn, ended by `Answer:` and a newline.
 
     Demonstrations stand between the instruction and the question, each with its letter and a blank line after it.
     """

@@ -1,4 +1,4 @@
-"""Who sees what: validation tasks, and the support, calibration and query rows of a task (protocol, rule 1).
+"""Who sees what: validation tasks, and the support, calibration and query rows of a task (docs/protocol.md, rule 1).
 
 Every choice is keyed by a stable hash of (seed, task NAME, purpose), so it is the same for every method, process and
 machine, and adding, removing or reordering other tasks does not move it.

@@ -1,7 +1,7 @@
-"""`factor`: the LoRA factor A itself is Gaussian, A ~ N(M, exp(L)) elementwise; B is a point (method section 1).
+"""`factor`: the LoRA factor A itself is Gaussian, A ~ N(M, exp(L)) elementwise; B is a point.
 
 One draw serves all tokens: Cov(z(x), z(x')) = s^2 B diag(exp(L) (x o x')) B^T. Draws are LoRA adapters of their own,
-their spread is epistemic, and the KL does not depend on the data.
+their spread is epistemic, and the KL does not depend on the data (docs/method.md, section 1).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Factor(Latent):
 
         The natural gradient in mean and variance coordinates (Fisher information 1/V and 1/(2 V^2), 1/v_B for B); the
         hyperprior adds its gradient at the prior. From the closed KL alone it is M <- M + size (M_q - M), B alike, and
-        V <- (1 - size) V + size (V_q + (M_q - M)^2): the running fixed point of method section 2, whatever beta is.
+        V <- (1 - size) V + size (V_q + (M_q - M)^2): the running fixed point (docs/method.md, section 2) for any beta.
         """
         M, L, B = (d[prior].weight for d in (layer.abmll_A, layer.abmll_L, layer.abmll_B))
         M.sub_(L.exp() * M.grad, alpha=size / beta)

@@ -1,7 +1,7 @@
-"""`output`: the Gaussian is on the adapter's output at every token, z(x) ~ N(m(x), exp(l(x))) (method section 1).
+"""`output`: the Gaussian is on the adapter's output at every token, z(x) ~ N(m(x), exp(l(x))).
 
-What the published results computed. The noise is drawn per token (scope `token`): two tokens do not share it, so its
-spread is not epistemic, and a draw is not an adapter of its own.
+What the published results computed (docs/method.md, section 1). The noise is drawn per token (scope `token`): two
+tokens do not share it, so its spread is not epistemic, and a draw is not an adapter of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`weight`: every element of the update is Gaussian, Delta W_ij ~ N(s (B_m A_m)_ij, (s (B_s A_s)_ij + c)^2).
 
-The paper's own notation (method section 1). c = exp(log_variance / 2), by default e^-10, is the least standard
+The paper's own notation (docs/method.md, section 1). c = exp(log_variance / 2), by default e^-10, is the least standard
 deviation; B_s and A_s are exponentials of free parameters, because signed factors would let s B_s A_s cancel c within a
 few steps, where the KL diverges.
 
