@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,6 +134,21 @@ def default_config(changes: Mapping[str, Any]) -> RunConfig:
     groups = [changes.get(part) for part in ("meta", "adapter")]
     meta, adapter = (group if isinstance(group, Mapping) else {} for group in groups)
     return preset(default_preset(meta.get("name"), adapter.get("latent")))
+
+
+def fitting(latent: str, log_variance: float) -> RunConfig:
+    """The preset of an adapter that is there already, for a start of its log-variance that may not be the preset's.
+
+    What pulls the means is beta / (2 exp(log-variance)) times their squared distance (docs/method.md, section 2): beta,
+    and gamma where it is set, move with the variance, so that this stays what it was tuned to be.
+    """
+    config = preset(default_preset("multitask" if latent == "point" else "abmll", latent))
+    if latent == "point" or config.adapter.log_variance is None:
+        return config
+    ratio = math.exp(log_variance - config.adapter.log_variance)
+    gamma = None if config.meta.gamma is None else config.meta.gamma * ratio
+    changes = {"beta": config.meta.beta * ratio, "gamma": gamma}
+    return merge(config, {"meta": changes, "posterior": {"beta": config.posterior.beta * ratio}})
 
 
 def preset(name: str, base: RunConfig | None = None) -> RunConfig:

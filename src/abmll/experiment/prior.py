@@ -13,7 +13,7 @@ from abmll.experiment import adapter_folder, folders
 from abmll.experiment.config import RunConfig, check, read_yaml, to_yaml
 from abmll.experiment.identity import described, state_hash
 from abmll.experiment.models import enable_checkpointing
-from abmll.experiment.presets import default_preset, preset
+from abmll.experiment.presets import fitting
 from abmll.experiment.provenance import provenance
 from abmll.experiment.train import CHECKPOINT, METRICS, Observer, train
 from abmll.meta import make_meta_learner
@@ -88,7 +88,8 @@ def metatrain(
         tokenizer: of the base model.
         tasks: the train tasks.
         config: settings; `scoring`, `meta`, `posterior` and `seed` are read, `model` and `adapter` are taken from the
-            model itself. None: the preset of the adapter's latent (`abmll`, `abmll-factor` or `lora`).
+            model itself. None: the preset of the latent (`abmll`, `abmll-factor` or `lora`), its KL weighted for
+            the log-variance that the adapter starts at.
         output: the run folder: `config.yaml`, `provenance.json`, `metrics.jsonl`, the checkpoint and, at the end,
             `prior/`. None: nothing is written.
         resume: continue from the checkpoint in `output`, bit for bit on a CPU.
@@ -106,7 +107,7 @@ def metatrain(
     """
     _refuse_untrained(model)
     latent = state.latent_of(model)
-    given = config or preset(default_preset("abmll" if latent.has_variance else "multitask", latent.name))
+    given = config or fitting(latent.name, model.peft_config["default"].start_log_variance)
     prior = Prior.of(model, tokenizer, given)
     check(prior.config)
     for task in tasks:
