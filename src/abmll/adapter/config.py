@@ -31,7 +31,7 @@ class AbmllConfig(PeftConfig):  # type: ignore[misc]
         default=None,
         metadata={
             "help": "Names (or a regex) of the linear layers to adapt, or 'all-linear'. None: q, v, o and the MLP "
-            "matrices of a known architecture (not k, not the head)."
+            "matrices of a known architecture (k only where it is one matrix with q; not the head)."
         },
     )
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or regex never to adapt."})

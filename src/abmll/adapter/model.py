@@ -21,7 +21,8 @@ from abmll.errors import UserError
 _LLAMA_LIKE = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _BERT_LIKE = ["query", "value", "intermediate.dense", "output.dense"]  # the last is the attention's output as well
 
-# q, v and o projections and the MLP matrices, as in the paper: not k, not the head, never BERT's pooler.
+# q, v and o projections and the MLP matrices, as in the paper: not k, unless it is one matrix with q and v; not the
+# head, never BERT's pooler.
 TARGET_MODULES: dict[str, list[str] | str] = {
     **dict.fromkeys(
         ["llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"],

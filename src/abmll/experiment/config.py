@@ -165,7 +165,6 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     return merge(RunConfig(), values)
 
 
-# `bayesian-lora`: the best of six rates and scales (benchmarks/results/neighbours.md; the published scale is 0.1).
 def check(config: RunConfig) -> None:
     """UserError for combinations that cannot work, before anything is loaded."""
     check_context(config.scoring, config.context)

@@ -59,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "posterior": {"name": "none"},
     },
     # Posteriors over a LoRA from the base model's own start; `abmll compare` puts them on any start: START+POSTERIOR.
+    # `bayesian-lora`: the best of six rates and scales (benchmarks/results/neighbours.md; the published scale is 0.1).
     "map": _posterior("map"),
     "laplace-lora": _posterior("laplace"),
     "blob": _posterior("blob"),

@@ -26,8 +26,8 @@ def layer_std(posterior: Posterior, samples: int, seed: int) -> dict[str, float]
         seed: of the prediction.
 
     Returns:
-        Empty where draws are not adapters: a point, fewer than 2 draws, noise that tokens do not share (latent
-        `output`), and `laplace`, whose draws are of logits.
+        Empty where draws are not adapters: a point, fewer than 2 draws, noise of outputs (latents
+        `output` and `weight`), and `laplace`, whose draws are of logits.
     """
     drawn = posterior.draws(samples, stable_hash("predict", seed, posterior.task)) if samples > 1 else []
     shared = state.latent_of(posterior.model).epistemic

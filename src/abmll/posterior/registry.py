@@ -36,7 +36,8 @@ def make_posterior(
     """The posterior that `config.name` names; UserError where the adapter's latent cannot carry it.
 
     `weight_prior`: a Gaussian over A and B around the start, for posteriors in weight space; None: the latent's own
-    if it has one (`factor`), else N(start, config.prior_variance).
+    if it has one (`factor`), else each posterior's own: of variance `config.prior_variance` around the start or, as
+    published, around zero (`blob`); `laplace` may find the precision from the evidence.
     """
     from abmll.adapter import state
 
