@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.errors import UserError
+from abmll.scoring import sharing
 from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, repeated
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.packing import Packed, attention, pack, pays, takes
+from abmll.scoring.sharing import Shared, share
 from abmll.scoring.shorten import shorten
 from abmll.tasks.prompts import option_continuation, question_prompt
 from abmll.tasks.task import Example
@@ -25,13 +27,15 @@ from abmll.tasks.task import Example
 class OptionsBatch(Batch):
     """One row for each (example, option): the rows, each row's (example, option) cell, its number of option tokens.
 
-    `packed`: the same with one row for each example, where that is less to read; else None.
+    Where that is less to read, else None: `packed`, the same with one row for each example; `shared`, the same with the
+    prompts apart.
     """
 
     rows: Sequences
     cells: tuple[Tensor, Tensor]
     lengths: Tensor
     packed: Packed | None
+    shared: Shared | None
 
 
 class Options(Scorer[OptionsBatch]):
@@ -100,9 +104,10 @@ class Options(Scorer[OptionsBatch]):
         # Padding that counts in the KL is the padding of a row an option, as the reference code has it.
         packs = self.packing and not self.config.count_padding and pays(questions, rows)
         packed = pack(questions, self.pad_id, self.device) if packs else None
+        shared = share(questions, self.pad_id, self.device) if packs else None
         n_tokens = (rows if packed is None else packed.sequences).real_tokens
         where = (cells[0], cells[1])
-        return OptionsBatch(labels, mask, n_tokens, tuple(examples), rows, where, lengths, packed)
+        return OptionsBatch(labels, mask, n_tokens, tuple(examples), rows, where, lengths, packed, shared)
 
     def times(self, batch: OptionsBatch, blocks: int) -> OptionsBatch:
         """The rows again, each block with cells of its own."""
@@ -114,18 +119,21 @@ class Options(Scorer[OptionsBatch]):
             cells=((first + row).flatten(), option.repeat(blocks)),
             lengths=batch.lengths.repeat(blocks),
             packed=None if batch.packed is None else batch.packed.times(blocks),
+            shared=None if batch.shared is None else batch.shared.times(blocks),
         )
 
     def log_likelihoods(self, model: Any, batch: OptionsBatch) -> Tensor:
         """Summed log-likelihood of each option's tokens in nats, float32 (n, C); 0 where masked."""
         if batch.packed is not None and takes(model, batch.packed.longest):
             return self._packed_log_likelihoods(model, batch.packed, batch.option_mask)
+        summed = torch.zeros(batch.option_mask.shape, device=self.device)
+        if batch.shared is not None and not torch.is_grad_enabled() and sharing.keeps(model):
+            return summed.index_put(batch.cells, sharing.log_likelihoods(model, batch.shared))
         keep = int(batch.lengths.max()) + 1
         logits = call(model, batch.rows, logits_to_keep=keep).logits[:, :-1].float()  # (R, keep - 1, V)
         targets = batch.rows.input_ids[:, 1 - keep :]  # (R, keep - 1)
         real = torch.arange(keep - 1, 0, -1, device=self.device)[None, :] <= batch.lengths[:, None]
         each = -F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (R, keep - 1)
-        summed = torch.zeros(batch.option_mask.shape, device=self.device)
         return summed.index_put(batch.cells, (each * real).sum(-1))
 
     def _packed_log_likelihoods(self, model: Any, packed: Packed, option_mask: Tensor) -> Tensor:
