@@ -26,8 +26,9 @@ from abmll.tasks import Example, Task
 from cost.bases import checkpoint, twin
 from cost.clock import Action, Probe
 
-METHODS = {"output": "output", "factor": "factor", "weight": "weight", "naive": "output"}
-"""Name: latent. `naive` is latent `output` in plain torch, the specification run as it is written."""
+METHODS = {"output": "output", "factor": "factor", "natural": "factor", "weight": "weight", "naive": "output"}
+"""Name: latent. `natural` takes theta's step along the natural gradient, which needs no optimiser's state; `naive` is
+latent `output` in plain torch, the specification run as it is written."""
 
 
 def available() -> list[str]:
@@ -90,7 +91,8 @@ class Abmll:
 
     def episodes(self, scorer: Scorer[Any], tasks: Sequence[Task], steps: int, batch: int) -> Action:
         """One episode of `steps` inner steps and an outer one; regions `episode`, `inner` and `outer`."""
-        config = MetaConfig(name="abmll", inner_steps=steps, batch_size=batch, inner_lr=1e-5, outer_lr=5e-5)
+        own: dict[str, Any] = {"outer": "natural", "beta": 1e-3} if self.name == "natural" else {}
+        config = MetaConfig(name="abmll", inner_steps=steps, batch_size=batch, inner_lr=1e-5, outer_lr=5e-5, **own)
         learner = make_meta_learner(self.model, scorer, tasks, config, seed=1)
         original, running, count = learner._inner, [], iter(range(1 << 30))
 

@@ -34,10 +34,11 @@ def run(setting: Setting, methods: list[str], rounds: int, base: Any, profiles: 
     made = {name: bench.abmll(name) for name in methods}
     check_modules(lora, made)
     trained, failed, step = _training(bench, lora, made, rounds)
-    predicted, failed_too, forward = _prediction(bench, lora, made, rounds)
+    answering = {name: method for name, method in made.items() if name != "natural"}  # it answers as `factor` does
+    predicted, failed_too, forward = _prediction(bench, lora, answering, rounds)
     cells += trained + predicted
     if setting.shape.architecture != "bert":
-        cells += _options(bench, lora, made, rounds)
+        cells += _options(bench, lora, answering, rounds)
     found: dict[str, Any] = {"cells": cells, "failed": failed | failed_too}
     if step is not None and forward is not None:
         found["lora"] = {"step_seconds": step, "forward_seconds": forward}

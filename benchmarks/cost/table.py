@@ -9,8 +9,14 @@ from typing import Any
 from cost import profiling
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
-NAMES = {"output": "`output`", "factor": "`factor`", "weight": "`weight`", "naive": "`output`, plain torch"}
-SHORT = {"output": "`output`", "factor": "`factor`", "weight": "`weight`", "naive": "plain torch"}
+NAMES = {
+    "output": "`output`",
+    "factor": "`factor`",
+    "natural": "`factor`, natural step",
+    "weight": "`weight`",
+    "naive": "`output`, plain torch",
+}
+SHORT = {**NAMES, "naive": "plain torch"}
 Cells = list[dict[str, Any]]
 
 
