@@ -6,6 +6,7 @@ import pytest
 
 from abmll.errors import UserError
 from abmll.tasks import catalogue, hub
+from abmll.tasks.catalogue import suite_entry, task_mapping
 from abmll.tasks.folders import load_suite
 from abmll.tasks.hub import fetch_suite, fetch_task
 from abmll.tasks.splits import suite_hash
@@ -156,6 +157,24 @@ def test_a_suite_is_written_once_and_read_back(local, small, tmp_path):
     fetch_suite("small", tmp_path, load_dataset=local, overwrite=True, limit=1)
     assert len(load_suite(f"{tmp_path}:small")["boolq"]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "suites.json"]
+
+
+@pytest.mark.parametrize(("offline", "asked"), [(False, 3), (True, 5)])
+def test_a_hub_that_is_not_reached_is_not_asked_for_ever(offline, asked, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline)))
+    seen, told = [], []
+
+    def unreachable(path, *args, **kwargs):
+        seen.append(path)
+        raise RuntimeError("another fault") if len(seen) == 1 else ConnectionError("no route")
+
+    names = [name for name in suite_entry("cls45").train if task_mapping(name) is not None][:5]
+    tasks, failed = hub._fetch_tasks(names, unreachable, None, None, lambda *news: told.append(news))
+    assert tasks == {}
+    assert len(seen) == len(told) == asked
+    assert told[1] == (names[1], 2, 5)
+    assert set(failed) == set(names)
+    assert [n for n, why in failed.items() if why.startswith("not tried")] == names[asked:]
 
 
 def test_a_failure_leaves_nothing_unless_missing_tasks_are_allowed(local, small, tmp_path, monkeypatch):

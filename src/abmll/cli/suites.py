@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,7 @@ def suites(
             max_characters=max_characters,
             allow_missing=allow_missing,
             overwrite=overwrite,
+            observe=lambda task, i, n: print(f"[{i}/{n}] {task}", file=sys.stderr, flush=True),
         )
         n, lost = len(fetched.suite.tasks), len(fetched.unmapped) + len(fetched.failed)
         print(f"{fetched.folder}: {n} tasks" + (f", {lost} could not be fetched (see suites.json)" if lost else ""))

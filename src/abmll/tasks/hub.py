@@ -24,6 +24,7 @@ from abmll.tasks.task import Example, Suite, Task
 from abmll.whole import refuse_existing, whole_folder
 
 PARQUET_BRANCH = "refs/convert/parquet"
+_TRIES = 2  # each is some twenty seconds of the hub client's own attempts
 LoadDataset = Callable[..., Any]
 
 
@@ -53,6 +54,7 @@ def fetch_suite(
     allow_missing: bool = False,
     overwrite: bool = False,
     load_dataset: LoadDataset | None = None,
+    observe: Callable[[str, int, int], None] | None = None,
 ) -> Fetched:
     """Fetch the tasks of a built-in suite and write `OUTPUT/<name>/<task>.jsonl` and `OUTPUT/suites.json`.
 
@@ -65,6 +67,7 @@ def fetch_suite(
         overwrite: replace the suite where it is there already.
         load_dataset: called as `datasets.load_dataset` is; that function by default. It reads its own cache first and
             respects HF_HUB_OFFLINE.
+        observe: called with a task's name, its number from 1 and how many there are, before it is loaded.
 
     Raises:
         UserError: an unknown suite, one that is there already, a folder with other files in it, a suite without a
@@ -85,7 +88,7 @@ def fetch_suite(
         raise UserError(
             f"none of the {len(unmapped)} tasks of suite {name!r} can be fetched: {next(iter(unmapped.values()))}"
         )
-    tasks, failed = _fetch_tasks(wanted, load_dataset or _default_loader(), limit, max_characters)
+    tasks, failed = _fetch_tasks(wanted, load_dataset or _default_loader(), limit, max_characters, observe)
     if failed and (not allow_missing or not tasks):
         raise _could_not_load(name, failed, len(wanted))
     suite = _suite_of(entry, tasks)
@@ -121,13 +124,29 @@ def fetch_task(
 
 
 def _fetch_tasks(
-    names: Sequence[str], load: LoadDataset, limit: int | None, max_characters: int | None
+    names: Sequence[str],
+    load: LoadDataset,
+    limit: int | None,
+    max_characters: int | None,
+    observe: Callable[[str, int, int], None] | None,
 ) -> tuple[dict[str, Task], dict[str, str]]:
+    """What loads, and why the others did not. A hub that is not reached twice running is not asked again.
+
+    Offline nothing is asked: a task that is not in the cache says nothing about the next.
+    """
     tasks, failed = {}, {}
-    for name in names:
+    unreached = 0
+    for number, name in enumerate(names, start=1):
+        if unreached == _TRIES:
+            failed[name] = "not tried, because the hub was not reached"
+            continue
+        if observe is not None:
+            observe(name, number, len(names))
         try:
             tasks[name] = fetch_task(name, limit=limit, max_characters=max_characters, load_dataset=load)
+            unreached = 0
         except Exception as error:  # a hub may fail in any way; each is told apart by its own text
+            unreached = unreached + 1 if isinstance(error, ConnectionError) and not _offline() else 0
             failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return tasks, failed
 
@@ -179,10 +198,13 @@ def _default_loader() -> LoadDataset:
     return loader
 
 
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
 def _could_not_load(name: str, failed: Mapping[str, str], wanted: int) -> UserError:
     task, reason = next(iter(failed.items()))
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    remedy = "unset HF_HUB_OFFLINE to download" if offline else "try again, or keep the others with --allow-missing"
+    remedy = "unset HF_HUB_OFFLINE to download" if _offline() else "try again, or keep the others with --allow-missing"
     others = f"; also {quoted(sorted(set(failed) - {task}))}" if len(failed) > 1 else ""
     return UserError(
         f"suite {name!r}: {len(failed)} of {wanted} tasks did not load ({task}: {reason}{others}); {remedy}"
