@@ -45,5 +45,7 @@ def main(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     for name, (right, error) in main(*sys.argv[1:]).items():
         print(f"{name:24s} accuracy {right:.2f}  calibration error {error:.2f}")

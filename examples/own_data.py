@@ -48,5 +48,7 @@ def main(train_folder: str, new_task: str, model: str = "mini", episodes: int = 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     for row in main(*sys.argv[1:]):
         print(row)

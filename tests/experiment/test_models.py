@@ -19,6 +19,14 @@ def test_a_loaded_model_is_frozen_and_off_dropout_and_lies_where_kernels_want_it
     assert model.dtype == torch.float32  # `auto` on a CPU
 
 
+@pytest.mark.parametrize("scoring", ["letters", "options"])
+def test_an_encoder_is_not_taken_for_a_decoder(scoring, tmp_path):
+    folder = tiny.save_bert(tmp_path / "bert")
+    assert load_base(ModelConfig(str(folder)), "embedding")[0].config.model_type == "bert"
+    with pytest.raises(abmll.UserError, match=rf"is an encoder \(bert\), and scoring '{scoring}'.*--scoring embedding"):
+        load_base(ModelConfig(str(folder)), scoring)
+
+
 def test_aligning_changes_where_weights_lie_and_nothing_else():
     linear = torch.nn.Linear(8, 8, bias=False)
     space = torch.zeros(8 * 8 + 16)

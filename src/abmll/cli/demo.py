@@ -108,6 +108,7 @@ def show(made: Plan, summary: Summary, output: Path, seconds: float) -> None:
     from rich.console import Console
 
     from abmll.experiment.demo import ceiling
+    from abmll.report.results import p_text
     from abmll.report.table import MAIN_COLUMNS, terminal
 
     console = Console(width=None if sys.stdout.isatty() else 96)
@@ -115,7 +116,8 @@ def show(made: Plan, summary: Summary, output: Path, seconds: float) -> None:
     for c in summary.comparisons:
         if c.method == "ABMLL" and c.metric in ("accuracy", "pooled_ece", "nll"):
             ends = "" if c.low is None else f" [{c.low:+.3f}, {c.high:+.3f}]"
-            print(f"ABMLL - LoRA, {c.metric.replace('_', ' ')}: {c.difference:+.3f}{ends}  {c.verdict}")
+            verdict = f"{c.verdict}, {p_text(c.p_holm)}"
+            print(f"ABMLL - LoRA, {c.metric.replace('_', ' ')}: {c.difference:+.3f}{ends}  {verdict}")
     folder = next(m.folder for m in made.methods if m.label == "ABMLL")
     print(f"\n{seconds:.0f} s. Page: {output / 'report.html'}   picture: {output / 'reliability.png'}\n")
     print("Next, with the prior that was just learned:")

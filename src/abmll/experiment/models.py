@@ -49,9 +49,9 @@ def resolve(name: str) -> str:
 def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     """(model, tokenizer) on their device, frozen, in eval mode: base-model dropout is off at every stage.
 
-    Raises UserError where there is no such model.
+    Raises UserError where there is no such model, and for an encoder whose next token is to be scored.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     folder, device = resolve(config.name), device_of(config)
     dtype = DTYPES.get(config.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -69,6 +69,8 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
         bits = BitsAndBytesConfig(**(four if config.quantize == "4bit" else {"load_in_8bit": True}))
         quantized = {"quantization_config": bits, "device_map": device}
     try:
+        if scoring != "embedding":
+            _check_decoder(config.name, AutoConfig.from_pretrained(folder, **extra), scoring)
         tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
         model = loader.from_pretrained(folder, dtype=dtype, **quantized, **extra)
         model = model if quantized else model.to(device)
@@ -80,6 +82,17 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
         raise _not_loaded(config.name, str(error)) from error
     align(model)
     return model.requires_grad_(False).eval(), tokenizer
+
+
+def _check_decoder(name: str, config: Any, scoring: str) -> None:
+    """A bidirectional encoder has a language model's head, and would answer: with what it sees on the right."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"model {name!r} is an encoder ({config.model_type}), and scoring {scoring!r} reads a decoder's next "
+            "token; use --scoring embedding"
+        )
 
 
 def _not_loaded(name: str, reason: str) -> UserError:
