@@ -14,22 +14,44 @@
 
 namespace {
 
-constexpr int kWidth = 8, kRows = 6, kColumns = 128, kVectors = kColumns / kWidth;
+#ifdef __AVX512F__
+constexpr int kWidth = 16;
+#else
+constexpr int kWidth = 8;
+#endif
+constexpr int kNarrow = 8;  // for vectors of rank coordinates, which are few
+constexpr int kRows = 6, kColumns = 128;
 typedef float V __attribute__((vector_size(kWidth * 4)));
+typedef float N __attribute__((vector_size(kNarrow * 4)));
 typedef int32_t I __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t U __attribute__((vector_size(kWidth * 4)));
 
-inline V load(const float* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
-inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
+template <typename T = V>
+inline T load(const float* p) { T v; std::memcpy(&v, p, sizeof v); return v; }
+template <typename T>
+inline void store(float* p, T v) { std::memcpy(p, &v, sizeof v); }
 inline V set(float x) { return x - V{}; }
 inline I as_int(V v) { I i; std::memcpy(&i, &v, sizeof v); return i; }
 inline V as_float(I i) { V v; std::memcpy(&v, &i, sizeof v); return v; }
 inline V choose(I mask, V a, V b) { return as_float((as_int(a) & mask) | (as_int(b) & ~mask)); }
-inline float sum(V v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+inline float sum(V v) {
+    float x[kWidth];
+    std::memcpy(x, &v, sizeof v);
+    for (int half = kWidth / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[half + i];
+    return x[0];
+}
+inline I iota() {
+    I i;
+    for (int k = 0; k < kWidth; k++) i[k] = k;
+    return i;
+}
 inline bool any(I mask) {
     uint64_t parts[kWidth / 2];
     std::memcpy(parts, &mask, sizeof mask);
-    return parts[0] | parts[1] | parts[2] | parts[3];
+    uint64_t found = 0;
+    for (uint64_t part : parts) found |= part;
+    return found;
 }
 
 constexpr float kRound = 12582912.0f;  // 1.5 x 2^23: x + kRound rounds |x| < 2^22 and holds it in its low bits
@@ -85,7 +107,7 @@ inline V uniform(U counter, uint32_t start, uint32_t step) {
 // one long one waits for its own chain of results.
 inline void normals(int64_t address, int64_t j, int64_t half, int columns, float* low, float* high) {
     const uint32_t start = (uint32_t)address, step = (uint32_t)((uint64_t)address >> 32) | 1u;
-    const U counter = U{0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)j;
+    const U counter = (U)iota() + (uint32_t)j;
     for (int v = 0; v < columns; v += kWidth)
         store(low + v, sqrt(minus_two_log(uniform(counter + (uint32_t)v, start, step))));
     for (int v = 0; v < columns; v += kWidth) {
@@ -133,7 +155,7 @@ struct Work {
     int64_t rank, half, padded;       // rank and width in whole vectors
     std::vector<float> B, B_t;        // (blocks, padded, rank) and (blocks, rank, padded), zeros beyond
 
-    explicit Work(const Problem& p) : p(p), rank((p.rank + kWidth - 1) / kWidth * kWidth), half((p.width + 1) / 2),
+    explicit Work(const Problem& p) : p(p), rank((p.rank + kNarrow - 1) / kNarrow * kNarrow), half((p.width + 1) / 2),
         padded(p.width + kColumns), B_t(p.blocks * p.rank * padded) {
         if (p.grad_h) B.resize(p.blocks * padded * rank);
         for (int64_t b = 0; b < p.blocks; b++)
@@ -181,7 +203,7 @@ inline void vectors(int columns, F body) {
 
 // Elements of the last vector that are beyond the run are made 0: what is summed there must not count.
 inline V inside(V x, int v, int columns) {
-    return v + kWidth <= columns ? x : choose(I{0, 1, 2, 3, 4, 5, 6, 7} + v < columns, x, V{});
+    return v + kWidth <= columns ? x : choose(iota() + v < columns, x, V{});
 }
 
 template <bool kDraw, KL kKL, bool kHyper>
@@ -282,14 +304,14 @@ template <bool kIntoB>
 void reduce(const Work& w, const float* h, float* grad_h, float* grad_B, int64_t b, int64_t j, int rows, int columns,
             const Tile& t) {
     const int64_t stride = w.p.blocks * w.rank;
-    for (int64_t k = 0; k < w.rank; k += kWidth) {
-        V from[kRows], into[kRows] = {};
-        for (int i = 0; i < kRows; i++) from[i] = i < rows ? load(h + i * stride + b * w.rank + k) : V{};
+    for (int64_t k = 0; k < w.rank; k += kNarrow) {
+        N from[kRows], into[kRows] = {};
+        for (int i = 0; i < kRows; i++) from[i] = i < rows ? load<N>(h + i * stride + b * w.rank + k) : N{};
         const float* B = &w.B[(b * w.padded + j) * w.rank + k];
         float* gradient = grad_B + (b * w.padded + j) * w.rank + k;
         for (int c = 0; c < columns; c++, B += w.rank, gradient += w.rank) {
-            const V x = load(B);
-            V y = kIntoB ? load(gradient) : V{};
+            const N x = load<N>(B);
+            N y = kIntoB ? load<N>(gradient) : N{};
             for (int i = 0; i < kRows; i++) {
                 const float g = t.at[b][i][c];
                 into[i] += g * x;
@@ -299,7 +321,7 @@ void reduce(const Work& w, const float* h, float* grad_h, float* grad_B, int64_t
         }
         for (int i = 0; i < rows; i++) {
             float* to = grad_h + i * stride + b * w.rank + k;
-            store(to, load(to) + into[i]);
+            store(to, load<N>(to) + into[i]);
         }
     }
 }
