@@ -46,6 +46,12 @@ def test_draws_made_at_once_are_those_made_one_by_one(latent, adapted, ids):
     for one, other in ((first[0], first[1]), (first[0], first[2]), (second[0], second[1]), (answers[6], answers[7])):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert torch.allclose(first[0], second[0], atol=1e-6) == (latent == "point")
+    if isinstance(modes[0], WithFactors):
+        before = [(A.clone(), B.clone()) for A, B in modes[0].factors.values()]
+        for parameter in model.parameters():
+            parameter += 1.0  # another posterior's tensors
+        after = modes[0].factors.values()
+        assert all(torch.equal(*pair) for one, other in zip(before, after, strict=True) for pair in zip(one, other))
     assert drawn(model, "another", key=5, samples=1, scope="token") == [Sample(5, "another")]
 
 

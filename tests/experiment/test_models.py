@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import BartConfig, BartForCausalLM, MPNetConfig, MPNetModel
 
 import abmll
 import tiny
@@ -25,6 +26,23 @@ def test_an_encoder_is_not_taken_for_a_decoder(scoring, tmp_path):
     assert load_base(ModelConfig(str(folder)), "embedding")[0].config.model_type == "bert"
     with pytest.raises(abmll.UserError, match=rf"is an encoder \(bert\), and scoring '{scoring}'.*--scoring embedding"):
         load_base(ModelConfig(str(folder)), scoring)
+
+
+@pytest.mark.parametrize("kind", ["bart", "mpnet"])
+def test_what_loads_is_asked_and_not_its_name(kind, tmp_path):
+    sizes = {"vocab_size": 40, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "decoder_attention_heads": 2}
+    if kind == "bart":
+        model = BartForCausalLM(BartConfig(**sizes, encoder_attention_heads=2, decoder_ffn_dim=16, encoder_ffn_dim=16))
+    else:
+        small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        model = MPNetModel(MPNetConfig(vocab_size=40, **small))
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    if kind == "bart":  # an encoder's name, a decoder's attention
+        assert load_base(ModelConfig(str(tmp_path)), "options")[0].config.model_type == "bart"
+    else:
+        with pytest.raises(abmll.UserError, match="is no decoder; for an encoder, use --scoring embedding"):
+            load_base(ModelConfig(str(tmp_path)), "options")
 
 
 def test_aligning_changes_where_weights_lie_and_nothing_else():

@@ -86,6 +86,26 @@ def test_each_prompt_is_read_once_and_gradients_go_the_other_way(build, unpacked
 
 
 @torch.no_grad()
+def test_blocks_that_keep_nothing_while_they_are_checkpointed(build, unpacked):
+    """Asked at every pass: it was right before."""
+    setup = build("options", "llama")
+    shared, plain = both(setup)
+    assert sharing.keeps(setup.model)
+    setup.model.gradient_checkpointing_enable()
+    setup.model.train()
+    try:
+        assert not sharing.keeps(setup.model)
+        wanted = setup.scorer.log_likelihoods(setup.model, plain)
+        assert torch.equal(setup.scorer.log_likelihoods(setup.model, shared), wanted)
+        with pytest.raises(RuntimeError, match="kept no keys"):
+            log_likelihoods(setup.model, shared.shared)
+    finally:
+        setup.model.eval()
+        setup.model.gradient_checkpointing_disable()
+    assert sharing.keeps(setup.model)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("fault", ["keeps nothing", "raises", "forgets"])
 def test_a_model_that_cannot_reads_a_row_an_option(fault, build, unpacked):
     setup = build("options", "llama")

@@ -51,7 +51,7 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
 
     Raises UserError where there is no such model, and for an encoder whose next token is to be scored.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     folder, device = resolve(config.name), device_of(config)
     dtype = DTYPES.get(config.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -69,8 +69,6 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
         bits = BitsAndBytesConfig(**(four if config.quantize == "4bit" else {"load_in_8bit": True}))
         quantized = {"quantization_config": bits, "device_map": device}
     try:
-        if scoring != "embedding":
-            _check_decoder(config.name, AutoConfig.from_pretrained(folder, **extra), scoring)
         tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
         model = loader.from_pretrained(folder, dtype=dtype, **quantized, **extra)
         model = model if quantized else model.to(device)
@@ -81,22 +79,37 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _not_loaded(config.name, str(error)) from error
     align(model)
-    return model.requires_grad_(False).eval(), tokenizer
+    model.requires_grad_(False).eval()
+    if scoring != "embedding":
+        _check_causal(config.name, model, scoring)
+    return model, tokenizer
 
 
-def _check_decoder(name: str, config: Any, scoring: str) -> None:
-    """A bidirectional encoder has a language model's head, and would answer: with what it sees on the right."""
+@torch.no_grad()
+def _check_causal(name: str, model: Any, scoring: str) -> None:
+    """UserError where a token's logits change with the token after it.
+
+    Encoders load with a language model's head, and answer: with what they see on the right. Which do, no setting says;
+    models that nobody uses as encoders are not tried.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+    kind = model.config.model_type
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and "bert" not in kind:
+        return
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=model.get_input_embeddings().weight.device)
+    one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 1].float()
+    if not torch.allclose(one, other, atol=1e-4 * float(one.abs().max())):
         raise UserError(
-            f"model {name!r} is an encoder ({config.model_type}), and scoring {scoring!r} reads a decoder's next "
-            "token; use --scoring embedding"
+            f"model {name!r} is an encoder ({kind}), and scoring {scoring!r} reads a decoder's next token; use "
+            "--scoring embedding"
         )
 
 
 def _not_loaded(name: str, reason: str) -> UserError:
     reason = (reason.strip() or "no reason given").splitlines()[0]
+    if "AutoModelForCausalLM" in reason:
+        return UserError(f"model {name!r} is no decoder; for an encoder, use --scoring embedding")
     if "ignore_mismatched_sizes" in reason:  # Transformers names an argument that users do not have
         reason = "its weights do not have the sizes that its config.json says"
     if name == "mini" or Path(name).exists():

@@ -140,8 +140,9 @@ def default_config(changes: Mapping[str, Any]) -> RunConfig:
 def fitting(latent: str, log_variance: float) -> RunConfig:
     """The preset of an adapter that is there already, for a start of its log-variance that may not be the preset's.
 
-    What pulls the means is beta / (2 exp(log-variance)) times their squared distance (docs/method.md, section 2): beta,
-    and gamma where it is set, move with the variance, so that this stays what it was tuned to be.
+    What pulls the means of what is random is beta / (2 exp(log-variance)) times their squared distance (docs/method.md,
+    section 2): beta, and gamma where it is set, move with the variance, so that this stays what it was tuned to be. The
+    pull on `factor`'s B, beta / (2 v_B), moves with them: far from the preset's variance, set both yourself.
     """
     config = preset(default_preset("multitask" if latent == "point" else "abmll", latent))
     if latent == "point" or config.adapter.log_variance is None:

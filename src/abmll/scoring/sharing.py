@@ -63,6 +63,8 @@ def log_likelihoods(model: Any, shared: Shared) -> Tensor:
     """Summed log-likelihood of each option's tokens in nats, float32 (R,)."""
     read = call(model, shared.prompts, use_cache=True, logits_to_keep=1)
     cache = read.past_key_values
+    if cache is None or cache.get_seq_length() != shared.prompts.input_ids.shape[1]:
+        raise RuntimeError("the model kept no keys and values of the prompt")
     cache.batch_select_indices(shared.question)  # a row of keys and values for each option
     options, real = shared.options, shared.options.attention_mask
     mask = torch.cat([shared.prompts.attention_mask[shared.question], real], 1)  # (R, P + L)
@@ -75,8 +77,11 @@ def log_likelihoods(model: Any, shared: Shared) -> Tensor:
 def keeps(model: Any) -> bool:
     """Whether the model goes on from keys and values that it kept as it reads a whole row.
 
-    Tried once a model, on a few tokens of the base model alone, as `packing.takes` is.
+    Tried once a model, on a few tokens of the base model alone, as `packing.takes` is. Blocks under gradient
+    checkpointing keep nothing while they are in train mode, which they may be one time and not another.
     """
+    if any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules()):
+        return False
     if model not in _KEEPS:
         _KEEPS[model] = _tried(model)
     return _KEEPS[model]

@@ -138,7 +138,7 @@ def _fetch_tasks(
     unreached = 0
     for number, name in enumerate(names, start=1):
         if unreached == _TRIES:
-            failed[name] = "not tried, because the hub was not reached"
+            failed[name] = "not tried, because the hub was not reached; HF_HUB_OFFLINE=1 takes what the cache has"
             continue
         if observe is not None:
             observe(name, number, len(names))
@@ -199,7 +199,8 @@ def _default_loader() -> LoadDataset:
 
 
 def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # any of them, to the hub's client
+    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)
 
 
 def _could_not_load(name: str, failed: Mapping[str, str], wanted: int) -> UserError:
