@@ -387,6 +387,20 @@ def test_a_point_is_its_own_draw_and_has_no_kl(adapted, ids):
 # --- factors from outside --------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("latent", ["output", "factor", "weight"])
+def test_a_compiled_model_answers_in_the_mode(latent, adapted, ids):
+    """Its graph breaks at every adapted layer: a tracer sees no context variable, and no pointer handed to C++."""
+    model = adapted(latent)
+    assert (
+        AbmllLayer.forward._torchdynamo_disable
+    )  # what inductor makes of it otherwise is NaN; it takes a minute to see
+    compiled = torch.compile(model, backend="eager")
+    for mode in (Mean("default"), Sample(3), Sample(4)):
+        with use(model, mode):
+            torch.testing.assert_close(compiled(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_with_factors_is_a_loop_over_the_draws(architecture, adapted, ids):
     """S draws of a `factor` adapter at once, against one Sample forward a draw; gradients against the loop's."""

@@ -116,6 +116,7 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             )
         return tokens
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # tracers see neither the mode nor the compiled core's pointers
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the adapter's, in the base output's dtype."""
         if self.disable_adapters:
