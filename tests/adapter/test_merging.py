@@ -111,6 +111,22 @@ def test_weights_of_16_bits_are_left_alone(adapted, ids):
     assert answers(adapted("point").bfloat16(), Mean("default"), ids)[2] == set()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_draws_share_the_memory_of_their_sums_and_nothing_else(architecture, adapted, ids):
+    model, into = adapted("factor", architecture), {}
+    base = {key: layer.get_base_layer().weight.clone() for key, layer in adapted_layers(model).items()}
+    places = []
+    for mode in (Sample(5), WithFactors({}), Sample(6), Sample(5)):
+        with use(model, mode), merged(model, into=into):
+            got = model(input_ids=ids).logits
+            places.append({key: w.data_ptr() for key, w in weights(model).items()})
+        with use(model, mode):
+            torch.testing.assert_close(got, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    assert places[0] == places[2] == places[3] == {key: w.data_ptr() for key, w in into.items()}
+    assert all(torch.equal(layer.get_base_layer().weight, base[key]) for key, layer in adapted_layers(model).items())
+
+
 def test_few_tokens_do_not_pay(adapted):
     model = adapted("point")
     layers, seen = adapted_layers(model), []

@@ -32,7 +32,7 @@ class LowRank(Protocol):
 
 
 @contextmanager
-def merged(model: nn.Module, tokens: int | None = None) -> Iterator[None]:
+def merged(model: nn.Module, tokens: int | None = None, into: dict[str, Tensor] | None = None) -> Iterator[None]:
     """Answer with the mode in force, its update put into the base weights wherever that is the same function.
 
         with modes.use(model, mode), merged(model):
@@ -46,14 +46,20 @@ def merged(model: nn.Module, tokens: int | None = None) -> Iterator[None]:
         model: an adapted model; its base weights are replaced inside the block.
         tokens: how many tokens will be read inside the block; layers for which so few do not pay are left as they are.
             None: merge them all.
+        into: the sums' memory by layer, kept by a caller who enters the block once for each of many draws: weights that
+            are allocated and released each time may cost a fresh page for every one of theirs. Empty to begin with.
     """
     mode = modes.current().mode
     layers = adapted_layers(model)
     kept: dict[str, nn.Parameter] = {}
     try:
         for key, layer in layers.items():
-            if (weight := _sum(layer, mode, tokens)) is not None:
+            if (weight := _sum(layer, mode, tokens, None if into is None else into.get(key))) is not None:
                 base = layer.get_base_layer()
+                if (
+                    into is not None and weight.data_ptr() != base.weight.data_ptr()
+                ):  # W itself, where nothing was added
+                    into[key] = weight
                 kept[key] = base.weight
                 base.weight = nn.Parameter(weight, requires_grad=False)
                 layer.merged_adapters.append(_DRAW)
@@ -69,15 +75,15 @@ def merges(model: nn.Module, mode: modes.Mode, tokens: int | None = None) -> boo
     return any(_updates(layer, mode, tokens) is not None for layer in adapted_layers(model).values())
 
 
-def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None) -> Tensor | None:
-    """W + s B A, laid out as the base weight is; None where the layer has to answer in the mode itself."""
+def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None, out: Tensor | None) -> Tensor | None:
+    """W + s B A, laid out as the base weight is, in `out` if given; None where the layer answers in the mode itself."""
     updates = _updates(layer, mode, tokens)
     if updates is None:
         return None
     weight: Tensor = layer.get_base_layer().weight.detach()
     for A, B, scale in updates:
         left, right = (A.T, B.T) if layer.fan_in_fan_out else (B, A)
-        weight = torch.addmm(weight, left.to(weight.dtype), right.to(weight.dtype), alpha=scale)
+        weight = torch.addmm(weight, left.to(weight.dtype), right.to(weight.dtype), alpha=scale, out=out)
     return weight
 
 

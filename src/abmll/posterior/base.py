@@ -101,13 +101,14 @@ class Posterior(ABC):
         A draw answers all batches before the next one does: what it costs to make is paid once. Where draws are not
         put into the base weights (`merging`) and batches are small, several share a forward pass (`stacking`).
         """
-        each = []
+        each: list[list[Tensor]] = []
+        weights: dict[str, Tensor] = {}
         tokens = sum(batch.n_tokens for batch in batches)
         room = 0 if merges(self.model, draws[0], tokens) else _room(self.model)
         together = max(1, room // max(batch.n_tokens for batch in batches))
         for start in range(0, len(draws), together):
             group = draws[start : start + together]
-            with modes.use(self.model, stacked(self.model, group)), merged(self.model, tokens):
+            with modes.use(self.model, stacked(self.model, group)), merged(self.model, tokens, weights):
                 each.append(self.scorer.log_probs(self.model, batches, len(group)))
         return [torch.cat(found).transpose(0, 1) for found in zip(*each, strict=True)]  # (S, n, C) -> (n, S, C)
 
