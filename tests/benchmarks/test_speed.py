@@ -2,11 +2,12 @@
 
 import json
 import sys
+import time
 
 import pytest
 
 import speed
-from cost import startup, table
+from cost import setting, startup, table
 
 RATIOS = [
     "inner step with KL",
@@ -22,7 +23,8 @@ RATIOS = [
 
 
 @pytest.mark.slow
-def test_every_row_is_there(tmp_path):
+def test_every_row_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(setting.Bench, "memory", lambda bench, methods: setting._peaks(bench.setting, methods))
     path = tmp_path / "speed.json"
     arguments = ["--tiny", "--rounds", "1", "--output", str(path)]
     assert speed.main([*arguments, "--cases", "i", "--methods", "output,naive"]) == 0
@@ -86,8 +88,17 @@ def test_a_cell_says_by_how_much():
 
 
 def test_startup_measures_fresh_processes(monkeypatch):
-    monkeypatch.setattr(startup, "COMMANDS", {"nothing": ["-c", "pass"]})
-    (got,) = startup.measure(2)
-    assert got["row"] == "nothing"
-    assert 0 < got["seconds"]["low"] <= got["seconds"]["median"] <= got["seconds"]["high"]
-    assert sys.executable
+    started = []
+
+    def run(command, **_):
+        started.append(command)
+        time.sleep(0.02 if "slow" in command else 0.001)
+
+    monkeypatch.setattr(startup.subprocess, "run", run)
+    monkeypatch.setattr(startup, "COMMANDS", {"quick": ["-c", "quick"], "slow": ["-c", "slow"]})
+    quick, slow = startup.measure(2)
+    assert started == [[sys.executable, "-c", name] for name in ("quick", "slow")] * 3  # the first turn does not count
+    assert (quick["row"], slow["row"]) == ("quick", "slow")
+    assert quick["seconds"]["n"] == slow["seconds"]["n"] == 2
+    assert 0 < quick["seconds"]["low"] <= quick["seconds"]["high"]
+    assert slow["seconds"]["low"] >= 0.02

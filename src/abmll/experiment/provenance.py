@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def provenance(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Package versions, git commit (None outside a checkout), machine and the time; JSON-serialisable."""
     return {
         "versions": versions(),
-        "commit": _commit(),
+        "commit": _commit(Path(__file__).resolve()),
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **(extra or {}),
@@ -36,9 +37,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+@cache  # of what this process imported: what is committed while it runs is not what runs
+def _commit(here: Path) -> str | None:
     """The commit of abmll's own checkout, if it runs from one, with "-dirty" where tracked files were changed."""
-    here = Path(__file__).resolve()
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None  # installed, perhaps inside somebody else's repository
     commit = _git(here.parent, "rev-parse", "HEAD")
