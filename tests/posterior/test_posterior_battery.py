@@ -90,8 +90,8 @@ def test_draws_in_the_weights_answer_as_beside_them(name, latent, architecture, 
     merged_layers = []
 
     @contextmanager
-    def watched(model, tokens=None):
-        with merging.merged(model, tokens):
+    def watched(model, *more):
+        with merging.merged(model, *more):
             merged_layers.append([layer.merged for layer in state.layers(model, PRIOR)])
             yield
 
