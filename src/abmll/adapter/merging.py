@@ -56,9 +56,7 @@ def merged(model: nn.Module, tokens: int | None = None, into: dict[str, Tensor] 
         for key, layer in layers.items():
             if (weight := _sum(layer, mode, tokens, None if into is None else into.get(key))) is not None:
                 base = layer.get_base_layer()
-                if (
-                    into is not None and weight.data_ptr() != base.weight.data_ptr()
-                ):  # W itself, where nothing was added
+                if into is not None:
                     into[key] = weight
                 kept[key] = base.weight
                 base.weight = nn.Parameter(weight, requires_grad=False)
@@ -72,13 +70,13 @@ def merged(model: nn.Module, tokens: int | None = None, into: dict[str, Tensor] 
 
 def merges(model: nn.Module, mode: modes.Mode, tokens: int | None = None) -> bool:
     """Whether `merged` would put `mode` into the weights of any layer."""
-    return any(_updates(layer, mode, tokens) is not None for layer in adapted_layers(model).values())
+    return any(_updates(layer, mode, tokens) for layer in adapted_layers(model).values())
 
 
 def _sum(layer: AbmllLayer, mode: modes.Mode, tokens: int | None, out: Tensor | None) -> Tensor | None:
     """W + s B A, laid out as the base weight is, in `out` if given; None where the layer answers in the mode itself."""
     updates = _updates(layer, mode, tokens)
-    if updates is None:
+    if not updates:  # none at all leave W what it is
         return None
     weight: Tensor = layer.get_base_layer().weight.detach()
     for A, B, scale in updates:

@@ -161,7 +161,7 @@ class WithFactors:
     adapter: str = "default"
 
     @classmethod
-    def each(cls, factors: Mapping[str, tuple[Tensor, Tensor]], adapter: str) -> list[WithFactors]:
+    def each(cls, factors: Mapping[str, tuple[Tensor, Tensor]], adapter: str) -> list[Mode]:
         """One mode for each of the S pairs."""
         S = len(next(iter(factors.values()))[0])
         split = [{k: (A[s : s + 1], B[s : s + 1]) for k, (A, B) in factors.items()} for s in range(S)]

@@ -54,15 +54,10 @@ def drawn(model: nn.Module, adapter: str, key: int, samples: int, scope: Scope) 
         for name, layer in adapted_layers(model).items()
         if adapter in layer.latents
     }
-    pairs = {name: (_own(pair[0]), _own(pair[1])) for name, pair in made.items() if pair is not None}
+    pairs = {name: pair for name, pair in made.items() if pair is not None}
     if not pairs or len(pairs) < len(made):
         return [modes.Sample(key, adapter, s, scope) for s in range(samples)]
-    return list(modes.WithFactors.each(pairs, adapter))
-
-
-def _own(drawn: Tensor) -> Tensor:
-    """The draws, also after another posterior's tensors were written into the parameter that they are a view of."""
-    return drawn[:1].clone().expand_as(drawn) if drawn.stride(0) == 0 or len(drawn) == 1 else drawn
+    return modes.WithFactors.each(pairs, adapter)
 
 
 def stacked(model: nn.Module, draws: Sequence[modes.Mode]) -> modes.Mode:

@@ -32,7 +32,7 @@ class WeightPosterior(Posterior):
         """One mode a draw; 0: the mean adapter."""
         if samples == 0:
             return [modes.Mean(state.TASK)]
-        return list(modes.WithFactors.each(self.factors(samples, key), state.TASK))
+        return modes.WithFactors.each(self.factors(samples, key), state.TASK)
 
     def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The mean A (r, d_in) and B (d_out, r) of every adapted layer."""

@@ -24,7 +24,7 @@ from abmll.tasks.task import Example, Suite, Task
 from abmll.whole import refuse_existing, whole_folder
 
 PARQUET_BRANCH = "refs/convert/parquet"
-_TRIES = 2  # each is some twenty seconds of the hub client's own attempts
+_TRIES = 2  # each is some 25 seconds of the hub client's own attempts
 LoadDataset = Callable[..., Any]
 
 

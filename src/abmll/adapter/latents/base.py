@@ -57,7 +57,10 @@ class Latent(ABC):
     def draw_pairs(
         self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]
     ) -> tuple[Tensor, Tensor] | None:
-        """A (S, r, d_in) and B (S, d_out, r) of the draws that `sample` answers with; None: a draw is no adapter."""
+        """A (S, r, d_in) and B (S, d_out, r) of the draws that `sample` answers with; None: a draw is no adapter.
+
+        They have no gradient, and stay what they are when other tensors are written into the adapter.
+        """
         return None
 
     @abstractmethod

@@ -42,16 +42,11 @@ class Factor(Latent):
         super().reset(layer, name, config)
         nn.init.constant_(layer.abmll_L[name].weight, config.start_log_variance)
 
-    def draw(self, layer: AbmllLayer, name: str, key: int, sample: int) -> Tensor:
-        """A = M + exp(L/2) eps, (r, d_in), keyed by (key, layer, sample, row of A)."""
-        return self.draws(layer, name, key, (sample,))[0]
-
-    def draws(self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]) -> Tensor:
-        """Several draws at once, (S, r, d_in): many small tensors cost their number."""
+    def draw(self, layer: AbmllLayer, name: str, key: int, sample: int | Tensor) -> Tensor:
+        """A = M + exp(L/2) eps, (r, d_in), keyed by (key, layer, sample, row); (S, r, d_in) for samples (S, 1)."""
         M = layer.abmll_A[name].weight
-        s = torch.tensor(samples, device=M.device)[:, None]
         rows = torch.arange(M.shape[0], device=M.device)
-        address = noise.fold(key, layer.key_hash, s, rows, device=M.device)  # (S, r)
+        address = noise.fold(key, layer.key_hash, sample, rows, device=M.device)
         return gaussian.sample(M, layer.abmll_L[name].weight, noise.normal(address, M.shape[1], M.dtype))
 
     def sample(self, layer: AbmllLayer, name: str, x: Tensor, mode: Sample, tokens: Tokens | None) -> Tensor:
@@ -60,7 +55,9 @@ class Factor(Latent):
 
     def draw_pairs(self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The drawn A, and B."""
-        return self.draws(layer, name, key, samples), layer.abmll_B[name].weight.expand(len(samples), -1, -1)
+        B = layer.abmll_B[name].weight.detach().clone()
+        s = torch.tensor(samples, device=B.device)[:, None]
+        return self.draw(layer, name, key, s).detach(), B.expand(len(samples), -1, -1)
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
         """A draw of the posterior. Nothing goes to the sink: the KL is the layer's, however often the layer is run."""

@@ -27,7 +27,7 @@ class Point(Latent):
 
     def draw_pairs(self, layer: AbmllLayer, name: str, key: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The mean pair, as often as asked."""
-        A, B = layer.abmll_A[name].weight, layer.abmll_B[name].weight
+        A, B = (part[name].weight.detach().clone() for part in (layer.abmll_A, layer.abmll_B))
         return A.expand(len(samples), -1, -1), B.expand(len(samples), -1, -1)
 
     def variational(self, layer: AbmllLayer, x: Tensor, mode: Variational, tokens: Tokens | None) -> Tensor:
