@@ -20,7 +20,7 @@ K, RATE = 2, 0.5
 class Exact(Letters):
     """Letters without its rounding to float32; every item has the same three options."""
 
-    def option_log_probs(self, model, batch):
+    def option_log_probs(self, model, batch):  # not by `option_scores`, whose softmax is of float32
         logits = call(model, batch.prompts, logits_to_keep=1).logits[:, -1]
         return F.log_softmax(logits[:, [self.letter_id(letter) for letter in "ABC"]], dim=-1)
 

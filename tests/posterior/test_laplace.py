@@ -22,7 +22,7 @@ from abmll.adapter.layer import adapted_layers
 from abmll.adapter.state import PRIOR, TASK
 from abmll.errors import UserError
 from abmll.experiment.models import enable_checkpointing
-from abmll.posterior import PosteriorConfig, WeightPrior, kfac, make_posterior
+from abmll.posterior import PosteriorConfig, WeightPrior, jacobian, kfac, make_posterior
 from abmll.posterior.laplace_maths import Block, best_precision, compress, evidence, log_det, root, symmetric_root
 from abmll.posterior.settings import Laplace
 from abmll.predict import predict
@@ -241,14 +241,19 @@ def test_kfac_is_the_fisher_of_one_example_of_one_token(net):
     assert got.log_likelihood == float(log_probs[0, 0])
     assert set(got.factors) == set(J)
     for name, factor in got.factors.items():
-        g = vec(kfac.small_first(name, J[name][0]))  # (C, R D)
+        g = vec(jacobian.small_first(name, J[name][0]))  # (C, R D)
         fisher = torch.einsum("c,ci,cj->ij", log_probs[0].exp().double(), g, g)
         assert fisher.norm() > 1e-3
         torch.testing.assert_close(dense(factor), fisher, rtol=1e-5, atol=1e-7)  # a scorer's log p are float32
 
 
-def test_kfac_over_examples_and_tokens(net):
-    """Every side summed over everything, by a gradient that autograd takes for one token's perturbation alone."""
+@pytest.mark.parametrize("whole", [512, 0])
+def test_kfac_over_examples_and_tokens(net, whole, monkeypatch):
+    """Every side summed over everything, by a gradient that autograd takes for one token's perturbation alone.
+
+    Large sides that are kept whole, and those that are cut as they grow.
+    """
+    monkeypatch.setattr(kfac, "_WHOLE", whole)
     examples, layer = features(4, tokens=3), adapted_layers(net)["first"]
     got = kfac.curvature(net, Features(), "", examples, rank=10).factors
     A, B = layer.abmll_A[TASK].weight, layer.abmll_B[TASK].weight
@@ -284,7 +289,10 @@ def test_kfac_over_examples_and_tokens(net):
 
 @pytest.mark.parametrize("kind", ["letters", "options", "embedding"])
 def test_inputs_and_output_gradients_make_the_weights_gradients(kind, prior, tmp_path):
-    """sum over tokens of g a^T = d log p / d W for every scorer, layer and class: the hooks see every call."""
+    """sum over tokens of g a^T = d log p / d W for every scorer, layer and class: the hooks see every call.
+
+    So it is where options have rows of their own and one backward pass tells all (`by_weights`).
+    """
     if kind == "embedding":
         from transformers import AutoModel, AutoTokenizer
 
@@ -299,19 +307,25 @@ def test_inputs_and_output_gradients_make_the_weights_gradients(kind, prior, tmp
     with torch.no_grad():
         for i, p in enumerate(kfac_names(model).values()):
             p.copy_(0.2 * random(*p.shape, seed=i))
-    example = Example("cat red", ("warm", "is it cold"), "warm")  # options of two lengths: rows with padding
-    with modes.use(model, modes.Mean(TASK, train=True)), kfac.recorded(model) as calls:
+    example = Example("cat red", ("warm", "is it cold", "dog"), "warm")  # options of two lengths: rows with padding
+    assert (scorer.apart("u0", example) is None) == (kind == "letters")
+    with modes.use(model, modes.Mean(TASK, train=True)), jacobian.recorded(model) as calls:
         log_probs = scorer.option_log_probs(model, scorer.unpacked().collate("u0", [example]))[0]
     _, J = brute(model, scorer, "u0", [example])
     assert calls.keys() == J.keys()
     flat = [(name, call) for name, made in calls.items() for call in made]
     assert len(flat) == len(J) * (2 if kind == "embedding" else 1)
     got = {name: torch.zeros_like(each[0]) for name, each in J.items()}
-    for (name, call), g in zip(flat, kfac.jacobian(log_probs, [call.z for _, call in flat]), strict=True):
+    for (name, call), g in zip(flat, jacobian.jacobian(log_probs, [call.z for _, call in flat]), strict=True):
         got[name] += torch.einsum("cnto,nti->coi", g * call.real[..., None], call.a)
     assert any(not call.real.all() for _, call in flat) == (kind != "letters")
+    f, found = jacobian.by_weights(model, scorer, "u0", example)
+    torch.testing.assert_close(f, log_probs.detach())
+    assert found.keys() == J.keys()
     for name, each in J.items():
         torch.testing.assert_close(got[name], each[0], rtol=1e-4, atol=1e-5)
+        want = jacobian.small_first(name, each[0].double())
+        torch.testing.assert_close(found[name], want, rtol=1e-4, atol=1e-5)
     assert not any(len(m._forward_hooks) or len(m._forward_pre_hooks) for m in model.modules())
 
 
@@ -349,8 +363,8 @@ def test_linearised_logits_have_the_dense_covariance(learned, prior, scorer):
     tau, want = float(posterior.extras["precision"]), 1e-6 * torch.eye(3).double()
     for name, each in J.items():
         factor = kfac.Kronecker(posterior.extras[f"{name}.large"], posterior.extras[f"{name}.small"])
-        v = vec(kfac.small_first(name, learned_prior.variance[name])) if learned else torch.ones(each[0, 0].numel())
-        g = vec(kfac.small_first(name, each[0]))  # (C, weights)
+        v = vec(jacobian.small_first(name, learned_prior.variance[name])) if learned else torch.ones(each[0, 0].numel())
+        g = vec(jacobian.small_first(name, each[0]))  # (C, weights)
         want = want + g @ torch.linalg.inv(dense(factor) + tau * torch.diag(1 / v).double()) @ g.T
     mean, covariance = posterior.linearised(QUERY[0])
     torch.testing.assert_close(mean, log_probs[0].double())

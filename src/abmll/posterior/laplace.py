@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from abmll import noise
-from abmll.adapter import modes, state
+from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.posterior.base import Posterior
-from abmll.posterior.kfac import curvature, jacobian, small_first
+from abmll.posterior.jacobian import by_weights, small_first
+from abmll.posterior.kfac import curvature
 from abmll.posterior.laplace_maths import Block, best_precision, evidence, symmetric_root
 from abmll.posterior.point import Map
 from abmll.posterior.weight_prior import WeightPrior
@@ -109,20 +110,16 @@ class Laplace(Map):
     def linearised(self, example: Example) -> tuple[Tensor, Tensor]:
         """Mean (C,) and covariance (C, C) of one question's logits, float64 on the CPU. Call `activate` first.
 
-        C backward passes through one example: memory does not grow with the batch, and no answer depends on it.
+        Questions are run one by one: memory does not grow with the batch, and no answer depends on it.
         """
-        weights = state.named(self.model, state.TASK)
-        blocks = self.blocks()
-        batch = self.scorer.collate(self.task, [example])
-        with torch.enable_grad(), modes.use(self.model, modes.Mean(state.TASK, train=True)):
-            f = self.scorer.option_log_probs(self.model, batch)[0]  # (C,)
-            gradients = jacobian(f, [weights[name] for name in blocks])
+        with torch.enable_grad():
+            f, gradients = by_weights(self.model, self.scorer, self.task, example)
         tau = self.extras["precision"].to(f.device, torch.float64)
         covariance = _JITTER * torch.eye(len(f), dtype=torch.float64, device=f.device)
-        for (name, block), gradient in zip(blocks.items(), gradients, strict=True):
-            J = small_first(name, gradient.double())  # (C, r, D)
+        for name, block in self.blocks().items():
+            J = gradients[name]  # (C, r, D)
             covariance = covariance + block.covariance(J, tau.to(J.device)).to(f.device)
-        return f.detach().double().cpu(), covariance.cpu()
+        return f.double().cpu(), covariance.cpu()
 
     @torch.no_grad()
     def log_probs(self, batches: Sequence[Batch], samples: int, key: int) -> list[Tensor]:

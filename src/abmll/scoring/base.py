@@ -93,8 +93,20 @@ class Scorer(ABC, Generic[B]):
         """Encode examples of one task. Its name is part of the prompt where the prompt has one."""
 
     @abstractmethod
+    def option_scores(self, model: Any, batch: B) -> Tensor:
+        """What is compared: float32 (n, C), any value where masked; their softmax over an item's own options is p."""
+
     def option_log_probs(self, model: Any, batch: B) -> Tensor:
         """Log p(option | input) in nats, float32 (n, C), normalised over the item's options; -inf where masked."""
+        return normalise(self.option_scores(model, batch), batch.option_mask)
+
+    def apart(self, task: str, example: Example) -> B | None:
+        """One question as a batch in which each option has rows of its own, in the order of the options.
+
+        Row c of every forward pass then belongs to option c, and `option_scores` gives C numbers, the c-th made of that
+        row alone: one backward pass tells the gradients of all. None where options are read off one row.
+        """
+        return None
 
     @abstractmethod
     def times(self, batch: B, blocks: int) -> B:

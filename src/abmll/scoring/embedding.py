@@ -7,7 +7,7 @@ is the mean of the last hidden states over real tokens, normalised, as sentence 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,9 +75,15 @@ class Embedding(Scorer[EmbeddingBatch]):
         weight = texts.attention_mask[..., None].to(hidden.dtype)
         return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
 
-    def option_log_probs(self, model: Any, batch: EmbeddingBatch) -> Tensor:
-        """Softmax of scale x cosine over the item's own options."""
-        return self._compare(self.embed(model, batch.inputs), self.embed(model, batch.options), batch)
+    def apart(self, task: str, example: Example) -> EmbeddingBatch:
+        """The input's text as many times as there are options, one beside each."""
+        batch, C = self.collate(task, [example]), len(example.options)
+        own = torch.arange(C, device=self.device)[:, None]  # (C, 1): each copy of the input has one option
+        return replace(batch, inputs=batch.inputs.times(C), option_index=own)
+
+    def option_scores(self, model: Any, batch: EmbeddingBatch) -> Tensor:
+        """Scale x cosine of the input and each option."""
+        return self._scores(self.embed(model, batch.inputs), self.embed(model, batch.options), batch)
 
     def times(self, batch: EmbeddingBatch, blocks: int) -> EmbeddingBatch:
         """Inputs and options again, each block with options of its own."""
@@ -101,13 +107,14 @@ class Embedding(Scorer[EmbeddingBatch]):
         for batch, own in zip(batches, texts, strict=True):
             mine = options[:, torch.tensor([row[o] for o in own], device=self.device)]  # (S, options of the batch, w)
             inputs = self._embed_blocks(model, batch.inputs, draws)  # (S, n, width)
-            found.append(torch.stack([self._compare(*pair, batch) for pair in zip(inputs, mine, strict=True)]))
+            scores = [self._scores(*pair, batch) for pair in zip(inputs, mine, strict=True)]
+            found.append(normalise(torch.stack(scores), batch.option_mask))
         return found
 
     def _embed_blocks(self, model: Any, texts: Sequences, draws: int) -> Tensor:
         each = self.embed(model, texts.times(draws) if draws > 1 else texts)
         return each.reshape(draws, -1, each.shape[-1])
 
-    def _compare(self, inputs: Tensor, options: Tensor, batch: EmbeddingBatch) -> Tensor:
+    def _scores(self, inputs: Tensor, options: Tensor, batch: EmbeddingBatch) -> Tensor:
         cosine = inputs @ options.T  # (n, distinct options of the batch)
-        return normalise(self.config.scale * cosine.gather(1, batch.option_index), batch.option_mask)
+        return self.config.scale * cosine.gather(1, batch.option_index)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.errors import UserError
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, repeated
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, repeated
 from abmll.scoring.config import ContextConfig, ScoringConfig
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.shorten import shorten
@@ -169,10 +169,9 @@ class Letters(Scorer[LettersBatch]):
     def _letter_index(self, n: int) -> Tensor:
         return torch.tensor([self.letter_id(letter) for letter in LETTERS[:n]], device=self.device)
 
-    def option_log_probs(self, model: Any, batch: LettersBatch) -> Tensor:
-        """Softmax over the letters of the item's own options."""
-        letters = self._letter_index(batch.option_mask.shape[1])
-        return normalise(self._last_logits(model, batch)[:, letters], batch.option_mask)
+    def option_scores(self, model: Any, batch: LettersBatch) -> Tensor:
+        """The logits of the letters."""
+        return self._last_logits(model, batch)[:, self._letter_index(batch.option_mask.shape[1])]
 
     def nll(self, model: Any, batch: LettersBatch) -> tuple[Tensor, int]:
         """Cross-entropy of the answer, summed; the count is the number of tokens that have a loss."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from abmll.errors import UserError
 from abmll.scoring import sharing
-from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, normalise, repeated
+from abmll.scoring.base import Batch, Scorer, call, labels_and_mask, repeated
 from abmll.scoring.encoding import Segment, Sequences, pad
 from abmll.scoring.packing import Packed, attention, pack, pays, takes
 from abmll.scoring.sharing import Shared, share
@@ -145,10 +145,14 @@ class Options(Scorer[OptionsBatch]):
         each = -F.cross_entropy(logits[rows, columns - (width - keep)].float(), packed.target, reduction="none")  # (T,)
         return torch.zeros(option_mask.shape, device=self.device).index_put(tuple(packed.cell), each, accumulate=True)
 
-    def option_log_probs(self, model: Any, batch: OptionsBatch) -> Tensor:
-        """Softmax of the (per-token) log-likelihoods over the item's own options."""
+    def apart(self, task: str, example: Example) -> OptionsBatch:
+        """A row an option, as without packing."""
+        return self.unpacked().collate(task, [example])
+
+    def option_scores(self, model: Any, batch: OptionsBatch) -> Tensor:
+        """The options' (per-token) log-likelihoods in nats."""
         scores = self.log_likelihoods(model, batch)
         if self.config.per_token:
             lengths = torch.ones(batch.option_mask.shape, device=self.device)
             scores = scores / lengths.index_put(batch.cells, batch.lengths.float())
-        return normalise(scores, batch.option_mask)
+        return scores

@@ -1,0 +1,101 @@
+"""Gradients of one question's log-probabilities: by the weights A and B, and by what they put out at each token.
+
+    d log p_c / d W = sum over tokens of g_c a^T    (a: the linear's input there; g_c: the gradient by its output)
+    log p = log_softmax(scores),    d log p_c = d score_c - sum over c' of p_c' d score_c'
+
+Where every option has rows of its own (`Scorer.apart`), the sum of the scores has all of d score_c in one backward
+pass: those of option c are on its rows. Elsewhere it takes one pass for each option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from abmll.adapter import modes, state
+from abmll.scoring import Scorer
+from abmll.tasks.task import Example
+
+
+class Call(NamedTuple):
+    """One call of a linear: input (rows, tokens, d_in), output (rows, tokens, d_out), bool mask of real positions."""
+
+    a: Tensor
+    z: Tensor
+    real: Tensor
+
+
+def small_first(name: str, t: Tensor) -> Tensor:
+    """A weight's tensor (..., d_out, d_in) laid out (..., r, D): A as it is, B transposed."""
+    return t.mT if name.endswith("abmll_B") else t
+
+
+@contextmanager
+def recorded(model: Any) -> Iterator[dict[str, list[Call]]]:
+    """The calls of every LoRA linear of the working adapter inside the block, by `layer.part`; needs a Mean mode.
+
+    A block that gradient checkpointing recomputes must be recomputed outside, or its calls are recorded again.
+    """
+    calls: dict[str, list[Call]] = {}
+    attended: list[Tensor | None] = [None]
+
+    def attend(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        attended[0] = kwargs.get("attention_mask")
+
+    def keep(name: str) -> Any:
+        def hook(_: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+            mask, shape = attended[0], output.shape[:-1]
+            real = torch.ones(shape, device=output.device) if mask is None else mask.reshape(shape)
+            calls.setdefault(name, []).append(Call(inputs[0].detach(), output, real.bool()))
+
+        return hook
+
+    handles = [model.register_forward_pre_hook(attend, with_kwargs=True)]
+    for layer in state.layers(model, state.TASK):
+        for part in ("abmll_A", "abmll_B"):
+            handles.append(getattr(layer, part)[state.TASK].register_forward_hook(keep(f"{layer.key}.{part}")))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def jacobian(log_probs: Tensor, by: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of log_probs (C,) by each tensor, (C, *its shape): C backward passes; the graph is freed."""
+    rows = [
+        torch.autograd.grad(log_p, by, retain_graph=c + 1 < len(log_probs), materialize_grads=True)
+        for c, log_p in enumerate(log_probs)
+    ]
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def by_weights(model: Any, scorer: Scorer[Any], task: str, example: Example) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log p (C,) of one question's options under the working adapter's mean, and its gradients.
+
+    Returns:
+        log p, float32; and by `layer.part` d log p / d W, float64, laid out by `small_first`: (C, r, D).
+    """
+    batch = scorer.apart(task, example)
+    if batch is None:
+        weights = {n: w for n, w in state.named(model, state.TASK).items() if n.endswith(("abmll_A", "abmll_B"))}
+        with modes.use(model, modes.Mean(state.TASK, train=True)):
+            log_probs = scorer.option_log_probs(model, scorer.collate(task, [example]))[0]  # (C,)
+        gradients = zip(weights, jacobian(log_probs, list(weights.values())), strict=True)
+        return log_probs.detach(), {name: small_first(name, g.double()) for name, g in gradients}
+    with modes.use(model, modes.Mean(state.TASK, train=True)), recorded(model) as calls:
+        scores = scorer.option_scores(model, batch).flatten()  # (C,)
+    log_probs = scores.detach().log_softmax(-1)
+    names = [name for name, made in calls.items() for _ in made]
+    flat = [call for made in calls.values() for call in made]
+    found: dict[str, Tensor] = {}
+    for name, call, g in zip(names, flat, torch.autograd.grad(scores.sum(), [c.z for c in flat]), strict=True):
+        large, small = (call.a, g) if name.endswith("abmll_A") else (g, call.a)  # (C, tokens, D), (C, tokens, r)
+        one = small.mT.to(large.dtype) @ large  # (C, r, D): rows of padding have no gradient
+        found[name] = one if name not in found else found[name] + one
+    shares = torch.eye(len(log_probs)).to(log_probs) - log_probs.exp()  # row c: what log p_c takes of each score
+    return log_probs, {n: torch.einsum("cs,sij->cij", shares.double(), d.double()) for n, d in found.items()}
