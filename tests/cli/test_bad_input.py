@@ -138,6 +138,10 @@ CASES = {
     "unknown preset": (lambda p, t: metatrain(p, t, "--preset", "ablml"), ["'ablml'", "did you mean 'abmll'?"]),
     "unknown scoring": (lambda p, t: metatrain(p, t, "--scoring", "leters"), ["'leters'", "did you mean 'letters'?"]),
     "unknown option": (lambda p, t: metatrain(p, t, "--meta.bta", 1), ["'--meta.bta'", "did you mean --meta.beta?"]),
+    "beginning of an option": (
+        lambda p, t: metatrain(p, t, "--meta.episode", 1),
+        ["unknown option '--meta.episode'; did you mean --meta.episodes?"],
+    ),
     "unknown config key": (
         lambda p, t: metatrain(p, t, "--config", with_file(t, "meta:\n  bta: 3\n")),
         ["unknown config key 'meta.bta'", "did you mean --meta.beta?"],

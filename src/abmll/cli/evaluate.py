@@ -46,7 +46,7 @@ def evaluate(
             AUROC with which confidence, entropy and mutual information tell them apart.
         ood_query: how many of them a task.
         seeds: such as 1,2,3: of support draw, adaptation and prediction.
-        method: the row's name in the table.
+        method: the row's name in the table; else the preset's, or what was learned and fitted.
         preset: settings of a published system, for a base model as START.
         resume: go on with a result folder: what is stored is not done again.
         overwrite: replace an output folder that exists.
@@ -87,7 +87,7 @@ def evaluate(
                 query=query,
                 seeds=chosen,
                 foreign=foreign,
-                method=method,
+                method=method or preset,
                 resume=resume,
                 overwrite=overwrite,
                 observe=seen,

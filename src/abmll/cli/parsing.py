@@ -110,7 +110,11 @@ def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short
 
     epilog = "short forms: " + ", ".join(f"{s} = --{' and --'.join(to)}" for s, to in short.items()) if short else None
     parser = ArgumentParser(
-        prog=f"abmll {name}", description=f"{about[0].upper()}{about[1:]}.", epilog=epilog, exit_on_error=False
+        prog=f"abmll {name}",
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help=config_file.HELP)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the one process.")
