@@ -18,6 +18,7 @@ what results/real_tables holds is not computed again. `abmll report runs/tables/
 - All rows with draws have DRAWS of them (an ensemble its 3 members; laplace is analytic), so that rows differ in the
   posterior and not in the number of draws.
 - Rows that the real run had are taken over from its cells (`adopt`).
+- The grid start x posterior is asked of cls; mcqa has the presets.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ BASE_START = ("ensemble", "blob", "swag-lora", "laplace-lora", "mc-dropout", "tf
 GRID = tuple(f"{start}+{p}" for start in ("lora", "reptile") for p in ("blob", "swag", "laplace", "tfb"))
 ABMLL = tuple(f"abmll-natural+{p}" for p in ("point", "blob", "swag", "laplace", "tfb"))
 ORDER = (*ADOPTED, "lora+temperature", "reptile+temperature", *BASE_START, *GRID, "fomaml", *ABMLL, "maml")
+ORDERS = {"cls": ORDER, "mcqa": tuple(name for name in ORDER if name not in (*GRID, *ABMLL))}
 TUNE = real.TRIAL_EPISODES
 STAGES = [f"{suite}:{seed}" for suite in ("cls", "mcqa") for seed in SEEDS]
 
@@ -300,7 +302,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared", help="folder with tasks/ and models/")
     parser.add_argument("--work", type=Path, default=Path("runs/tables"), help="where cells and starts go")
     parser.add_argument("--stages", nargs="+", default=[*STAGES, "report"], help="tune, suite:seed, report, in turn")
-    parser.add_argument("--methods", nargs="+", default=list(ORDER), help="these alone, in this order")
+    parser.add_argument("--methods", nargs="+", default=None, help="these alone, in this order")
     parser.add_argument("--real", type=Path, default=RESULTS / "real", help="the real run's cells")
     args = parser.parse_args()
     real.check_data(args.data)
@@ -313,9 +315,11 @@ def main() -> None:
         if stage == "report":
             from real_tables_report import write
 
-            write(bench, ORDER, ("cls", "mcqa"), DRAWS, RESULTS)
+            write(bench, ORDERS, DRAWS, RESULTS)
             continue
-        for name in args.methods:  # one after the other: each is usable as soon as it is done
+        for name in args.methods or ORDERS.get(
+            suite, ORDER
+        ):  # one after the other: each is usable as soon as it is done
             own = {name.removesuffix("+temperature"): bench.settings(name)}
             if seed:
                 bench.do(bench.plan(own, (name,), bench.suite(suite), (int(seed),)), bench.work / suite)

@@ -23,6 +23,7 @@ from abmll.metrics import Cell, accuracy, ece, holm, mixture, nll, summarise
 METRICS = {"accuracy": "accuracy", "nll": "NLL (nats)", "pooled_ece": "pooled ECE"}
 MORE = {**METRICS, "brier": "Brier", "aurc": "AURC", "auroc": "AUROC"}
 COMMAND = "python benchmarks/real_tables.py"
+SEEDS = ((1, 2, 3), (1, 2), (1,))  # a table for each of these that has methods which those before it have not
 ANALYTIC = 100  # more draws than this are of logits, not of adapters, and cost no pass through the model
 Cells = dict[str, dict[tuple[str, int], tuple[Cell, dict[str, Any]]]]
 """By method, then by (task, seed): a cell and its facts."""
@@ -215,11 +216,12 @@ def costs(methods: Mapping[str, Any]) -> list[str]:
         "seconds_adapt": ("s to adapt", "{:.1f}"),
         "seconds_predict": ("s to answer 100", "{:.1f}"),
         "forwards": ("texts read a question", "{:.1f}"),
-        "peak_memory_bytes": ("peak memory (bytes)", "{:.2e}"),
+        "peak_memory_mb": ("peak memory (MB)", "{:,.0f}"),
     }
     lines = ["| method | " + " | ".join(h for h, _ in heads.values()) + " |", "|---|" + "---|" * len(heads)]
     for name, entry in methods.items():
-        cells = [form.format(entry["cost"][key]) if entry["cost"].get(key) else "-" for key, (_, form) in heads.items()]
+        cost = {**entry["cost"], "peak_memory_mb": (entry["cost"].get("peak_memory_bytes") or 0) / 1e6}
+        cells = [form.format(cost[key]) if cost.get(key) else "-" for key, (_, form) in heads.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
@@ -255,7 +257,7 @@ def suite_page(bench: Any, suite_name: str, order: Sequence[str], draws: int) ->
     stored = read(folder, plain)
     learned = read(folder, plain, "validation")
     tables: list[tuple[tuple[int, ...], list[str]]] = []
-    for seeds in ((1, 2, 3), (1,)):
+    for seeds in SEEDS:
         ready = set(whole(stored, tasks, seeds))
         tempered = {f"{n}+temperature" for n in whole(learned, validation, seeds) if n in ready}
         names = [n for n in order if n in ready | tempered]
@@ -272,12 +274,8 @@ def suite_page(bench: Any, suite_name: str, order: Sequence[str], draws: int) ->
         summary, result = conclude(plan, folder, ())
         said = f"{len(tasks)} test tasks, seeds {' '.join(map(str, seeds))}"
         lines += [f"### {len(names)} methods, {said}", "", *table(summary), ""]
-        lines += [f"- {note}" for note in summary.notes] + [
-            "",
-            "Costs: means over cells.",
-            "",
-            *costs(result["methods"]),
-        ]
+        lines += [*(f"- {note}" for note in summary.notes), "", "Costs: means over cells.", ""]
+        lines += [*costs(result["methods"]), ""]
         for method in result["methods"].values():  # not where the model lies on this machine
             method["config"]["model"]["name"] = f"../shared/models/{real.ENCODER}"
         record["tables"].append({"seeds": seeds, "methods": result["methods"], "summary": summary.to_dict()})
@@ -285,8 +283,7 @@ def suite_page(bench: Any, suite_name: str, order: Sequence[str], draws: int) ->
     record |= {"missing": absent, "cells": cell_table(stored)}
     lines += ["", "### Missing cells", ""] + ([f"- {n}: {have}" for n, have in absent.items()] or ["None."])
     if suite_name == "cls":
-        seeds = (1, 2, 3) if len(tables) == 1 else (1,)
-        record["grid"], more = grid_page(stored, tasks, seeds, draws)
+        record["grid"], more = grid_page(stored, tasks, tables[-1][0], draws)
         lines += ["", *more]
     return record, [*lines, ""]
 
@@ -311,7 +308,7 @@ def grid_page(
     return record, lines
 
 
-def write(bench: Any, order: Sequence[str], suites: Sequence[str], draws: int, results: Path) -> None:
+def write(bench: Any, orders: Mapping[str, Sequence[str]], draws: int, results: Path) -> None:
     """The two files, and the archives of cells."""
     from abmll.experiment.provenance import provenance
 
@@ -324,14 +321,19 @@ def write(bench: Any, order: Sequence[str], suites: Sequence[str], draws: int, r
         f"Made by `{COMMAND}`; `abmll report runs/tables/cls`",
         "",
     ]
-    for suite in suites:
+    for suite, order in orders.items():
         if (bench.work / suite).is_dir():
             record["suites"][suite], more = suite_page(bench, suite, order, draws)
             lines += more
-            fresh = {n: c for n, c in read(bench.work / suite, order).items() if n not in bench.adopted}
-            pack({n: c for n, c in fresh.items() if "+temperature" not in n}, results / "real_tables" / suite)
+            adopted = bench.adopted if suite == "cls" else ()  # those are the real run's
+            names = [n for n in order if n not in adopted and not n.endswith("+temperature")]
+            pack(read(bench.work / suite, names), results / "real_tables" / suite)
     tuned = json.loads((bench.work / "tuned.json").read_text())
-    record |= {"tuning": tuned, "settings": {n: bench.settings(n) for n in order if bench.is_tuned(n)}, **provenance()}
+    record |= {
+        "tuning": tuned,
+        "settings": {n: bench.settings(n) for n in orders["cls"] if bench.is_tuned(n)},
+        **provenance(),
+    }
     lines += ["## Tuning on the validation tasks of cls", "", *tuning(tuned), ""]
     (results / "real_tables.json").write_text(json.dumps(record, indent=1) + "\n")
     (results / "real_tables.md").write_text("\n".join(lines))
