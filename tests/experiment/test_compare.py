@@ -209,6 +209,27 @@ def test_names_are_presets_and_pairs_with_what_they_mean(folder):
     assert config["abmll"].config.meta.beta == methods_of(["abmll+point"])[0].config.meta.beta
 
 
+def test_a_posterior_on_another_start_has_its_own_presets_settings():
+    swag, inducing, blob = methods_of(["lora+swag", "abmll-natural+inducing", "abmll-natural+blob"])
+    assert swag.config.posterior.swag == methods_of(["swag-lora"])[0].config.posterior.swag
+    assert (inducing.config.posterior.lr, inducing.config.posterior.inducing.scale) == (0.05, 3.0)
+    assert inducing.config.meta.outer == "natural"
+    assert blob.config.posterior.lr == methods_of(["abmll-natural"])[0].config.posterior.lr  # blob's preset has none
+
+
+def test_a_start_with_settings_of_its_own_is_the_same_under_every_posterior():
+    own = {
+        "reptile": {"meta": {"inner_lr": 0.1}, "posterior": {"lr": 0.5}},
+        "reptile+blob": {"meta": {"step_size": 0.25}},
+    }
+    reptile, laplace, blob = methods_of(["reptile", "reptile+laplace", "reptile+blob"], {}, own)
+    assert reptile.start(1) == laplace.start(1)
+    assert (blob.config.meta.inner_lr, blob.config.meta.step_size) == (0.1, 0.25)
+    assert (reptile.config.posterior.lr, laplace.config.posterior.lr) == (0.5, blob.config.posterior.lr)
+    (alone,) = methods_of(["reptile+laplace"], {}, {"reptile": own["reptile"]})
+    assert alone == laplace
+
+
 def test_shared_settings_reach_who_reads_them_and_own_ones_come_last():
     given = {"meta": {"outer_lr": 0.5, "inner_lr": 0.3}}
     lora, abmll_ = methods_of(["lora", "abmll"], given, {"lora": {"meta": {"inner_lr": 0.1}}})
@@ -229,7 +250,7 @@ def test_shared_settings_reach_who_reads_them_and_own_ones_come_last():
         (["lora", "lora"], "named twice"),
         ([], "no method to compare"),
         (["lora+variational"], "method 'lora\\+variational'.*needs a variance"),
-        (["lora+swag"], "method 'lora\\+swag'.*collects"),
+        (["none"], "unknown method 'none'"),
         (["lora+empirical"], "'point' has no place for a prior over the weights"),
         (["abmll-factor+map+empirical"], "'factor' has learned a Gaussian"),
     ],
@@ -252,6 +273,9 @@ def test_what_cannot_be_is_refused_by_name(names, message):
         (["reptile+tfb"], {"posterior": {"tfb": {"low": 0.2}}}, "range is 0.2 to 0.015; low < high"),
         (["laplace-lora"], {"posterior": {"laplace": {"precision": "evidense"}}}, "did you mean 'evidence'"),
         (["swag-lora"], {"posterior": {"steps": 2}}, "at least 2 are needed: raise steps to 4"),
+        (["reptile+swag"], {"posterior": {"steps": 3}}, "method 'reptile\\+swag'.*collects 1 of 3"),
+        (["abmll-natural"], {"adapter": {"latent": "output"}}, "'natural' needs a Gaussian over weights"),
+        (["icl"], {"context": {"shots": 0}}, "method 'icl': it shows demonstrations, but context.shots = 0"),
     ],
 )
 def test_settings_that_a_method_cannot_work_with_are_refused_with_it(names, shared, message):
@@ -276,6 +300,9 @@ def test_an_unknown_method_is_answered_with_each_name_once():
         ({"meta": {"name": "abmll"}}, {}, "--meta is part of a method's name"),
         ({"posterior": {"name": "map"}}, {}, "--posterior is part of a method's name"),
         ({}, {"laro": {}}, "did you mean 'lora'"),
+        ({}, {"lora": None}, "own settings of method 'lora' are None; write them as"),
+        ({}, {"lora": {"posterior": {"name": "laplace"}}}, "posterior.name is part of its name"),
+        ({}, {"lora": {"model": {"name": "x"}}}, "model is the same for all methods"),
         ({}, {"lora": {"meta": {"outer_lr": 1.0}}}, "method 'lora': outer_lr = 1.0 has no meaning"),
     ],
 )
@@ -288,6 +315,11 @@ def test_budgets_are_equal_or_said_to_differ():
     equal = methods_of(["lora", "abmll", "pretrained", "reptile+map"])
     assert unequal(equal) == []
     assert budget(equal, 16).startswith("equal budgets: 16 labelled examples a task; meta-training of 300 episodes")
+    assert "(no + 1, which reads nothing there: reptile+map)" in budget(equal, 16)
+    uneven = methods_of(["lora", "abmll", "abmll-factor", "ensemble"])
+    assert "(no + 1, which reads nothing there: abmll-factor)" in budget(uneven, 16)
+    assert "(each member of ensemble)" in budget(uneven, 16)
+    assert "(" not in budget(methods_of(["lora", "abmll"]), 16)
     other = methods_of(
         ["lora", "abmll", "pretrained"], {}, {"abmll": {"posterior": {"steps": 9}, "meta": {"episodes": 7}}}
     )

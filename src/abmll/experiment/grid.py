@@ -1,7 +1,8 @@
 """What the names of `abmll compare --methods` mean, and the budgets that are equal for all of them; no model here.
 
 PRESET                 a published system: lora, reptile, abmll ...
-START+POSTERIOR        the start of a preset (or what a meta-learner learns) under any posterior: reptile+laplace
+START+POSTERIOR        the start of a preset (or what a meta-learner learns) under any posterior, with the settings of
+                       that posterior's own preset: reptile+laplace, lora+inducing
 ...+empirical          with the empirical prior over the weights of that start (`experiment.empirical`)
 ...+temperature        with a temperature learned on the validation tasks (`abmll.calibration`)
 """
@@ -16,13 +17,15 @@ from typing import Any
 
 from abmll.errors import UserError, unknown
 from abmll.experiment.config import RunConfig, check, merge
-from abmll.experiment.presets import PRESETS, default_preset, preset
+from abmll.experiment.presets import PRESETS, default_preset, posterior_preset, preset
 from abmll.meta.config import META, MetaConfig
 from abmll.posterior.config import POSTERIORS, USE_WEIGHT_PRIOR, PosteriorConfig
 
 EMPIRICAL, TEMPERATURE = "empirical", "temperature"
 # Settings that `--methods` decides, and those that make a budget: equal for all methods that have them.
 _NAMED = (("meta", "name"), ("posterior", "name"))
+# Groups of settings that make a start, and those that are the same for all methods.
+_STARTING, _COMMON = ("meta", "adapter"), ("model", "scoring", "seed")
 _LEARNING = ("episodes", "inner_steps", "batch_size", "examples_per_task")
 _FITTING = ("steps", "batch_size")
 
@@ -69,7 +72,7 @@ def methods_of(
         shared: settings of all methods, nested as in RunConfig. A method whose learner does not read one of `meta`
             goes without it; one that no method reads is refused.
         own: by a method's name (without `+temperature`), settings of it alone, over the shared ones: such as the rates
-            that validation tasks chose.
+            that validation tasks chose. START+POSTERIOR takes over how START is made (`meta`, `adapter`), under its own.
 
     Raises:
         UserError: an unknown name (with the nearest one), a combination that cannot work, or a setting that no method
@@ -84,16 +87,20 @@ def methods_of(
         if key in (shared.get(group) or {}):
             raise UserError(f"--{group} is part of a method's name here, such as reptile+laplace; leave it out")
     made = [_parsed(name) for name in names]
-    for name in own:
-        if name not in (known := {_fitted(n) for n in names}):
+    for name, settings in own.items():
+        if name not in (known := {n for given in names for n in (_fitted(given), _start(given))}):
             raise unknown("method with settings of its own", name, known)
+        _check_own(name, settings)
     read: set[str] = set()
     done = []
     for method in made:
         config = merge(method.config, {k: v for k, v in shared.items() if k != "meta"})
         common = _readable(config.meta, shared.get("meta") or {})
         read |= set(common)
-        config = merge(merge(config, {"meta": common}), own.get(_fitted(method.name), {}))
+        config = merge(config, {"meta": common})
+        start = own.get(_start(method.name), {})
+        config = merge(config, {group: start[group] for group in _STARTING if group in start})
+        config = merge(config, own.get(_fitted(method.name), {}))
         if config.meta.name == "none":
             config = replace(config, meta=MetaConfig("none"))  # nothing is learned: its settings say nothing
         done.append(_possible(replace(method, config=config)))
@@ -109,13 +116,13 @@ def _parsed(name: str) -> Method:
     extras = {EMPIRICAL: False, TEMPERATURE: False}
     while rest and rest[-1] in extras and not extras[rest[-1]]:
         extras[rest.pop()] = True
-    if first not in PRESETS and first not in META:
-        raise unknown("method", first, dict.fromkeys([*PRESETS, *META]))
+    if first not in PRESETS and (first not in META or name == "none"):
+        raise unknown("method", first, dict.fromkeys([*PRESETS, *(m for m in META if m != "none")]))
     config = preset(first if first in PRESETS else default_preset(first))
     for posterior in rest[:1]:
         if posterior not in POSTERIORS:
             raise unknown(f"posterior of method {name!r}", posterior, [*POSTERIORS, *extras])
-        config = merge(config, {"posterior": {"name": posterior}})
+        config = merge(config, {"posterior": posterior_preset(posterior)})
     if rest[1:]:
         raise UserError(f"method {name!r} has more than one posterior ({', '.join(rest)}); one is needed")
     if name.endswith(f"+{TEMPERATURE}+{EMPIRICAL}"):
@@ -125,6 +132,23 @@ def _parsed(name: str) -> Method:
 
 def _fitted(name: str) -> str:
     return name.removesuffix(f"+{TEMPERATURE}")
+
+
+def _start(name: str) -> str:
+    return name.split("+")[0]
+
+
+def _check_own(name: str, settings: Any) -> None:
+    """UserError where settings of one method are no settings, or would make another method or another question of it."""
+    if not isinstance(settings, Mapping):
+        raise UserError(
+            f"own settings of method {name!r} are {settings!r}; write them as {{meta: {{inner_lr: 0.001}}}}"
+        )
+    for group, value in settings.items():
+        if group in _COMMON:
+            raise UserError(f"own settings of method {name!r}: {group} is the same for all methods; leave it out there")
+        if isinstance(value, Mapping) and (group, "name") in _NAMED and "name" in value:
+            raise UserError(f"own settings of method {name!r}: {group}.name is part of its name; leave it out")
 
 
 def _readable(meta: MetaConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,15 +169,17 @@ def _readable(meta: MetaConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
 def _possible(method: Method) -> Method:
     """The method itself; UserError where its parts do not fit each other."""
     from abmll.adapter.config import AbmllConfig
-    from abmll.meta.registry import used_settings
+    from abmll.meta.registry import check_meta_learner
     from abmll.posterior.registry import check_posterior
 
     config = method.config
     try:
         check(config)
-        config.meta.refuse_unused(used_settings(config.meta.name))
         AbmllConfig(**asdict(config.adapter))
+        check_meta_learner(config.meta, config.adapter.latent)
         check_posterior(config.posterior, config.adapter.latent)
+        if _parsed(method.name).config.context.shots and not config.context.shots:
+            raise UserError("it shows demonstrations, but context.shots = 0; leave that out, or the method")
         twice = config.meta.name == "maml" and config.meta.maml_order == 2
         if twice and config.model.gradient_checkpointing:
             raise UserError(
@@ -204,10 +230,19 @@ def budget(methods: Sequence[Method], shots: int) -> str:
     learning = next((m.config.meta for m in methods if m.config.meta.name != "none"), None)
     fitting = next((m.config.posterior for m in methods if m.config.posterior.name != "none"), None)
     if learning is not None:
+        less = [m.name for m in methods if _ends_without_data(m.config)]
+        but = f" (no + 1, which reads nothing there: {', '.join(less)})" if less else ""
         parts.append(
             f"meta-training of {learning.episodes} episodes, {learning.inner_steps} + 1 steps of {learning.batch_size} "
-            "examples (reptile takes no + 1)"
+            f"examples{but}"
         )
     if fitting is not None:
-        parts.append(f"adaptation of {fitting.steps} steps of {fitting.batch_size} examples")
+        several = [m.name for m in methods if m.config.posterior.name == "ensemble"]
+        each = f" (each member of {', '.join(several)})" if several else ""
+        parts.append(f"adaptation of {fitting.steps} steps of {fitting.batch_size} examples{each}")
     return f"equal budgets: {'; '.join(parts)}"
+
+
+def _ends_without_data(config: RunConfig) -> bool:
+    """Whether an episode's last step needs no examples: towards the adapted weights, or of a KL between weights."""
+    return config.meta.name == "reptile" or (config.meta.name == "abmll" and config.adapter.latent != "output")

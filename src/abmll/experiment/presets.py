@@ -122,6 +122,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def posterior_preset(name: str) -> dict[str, Any]:
+    """What the preset of a posterior over the base model's own start sets for it; no more than its name elsewhere."""
+    over_base = (p["posterior"] for p in PRESETS.values() if p["meta"]["name"] == "none")
+    return dict(next((p for p in over_base if p["name"] == name), {"name": name}))
+
+
 def default_preset(meta: str | None = None, latent: str | None = None) -> str:
     """The preset that a learner, or an adapter's latent, starts from where none is named."""
     if meta is None or meta == "abmll":

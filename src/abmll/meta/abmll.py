@@ -11,9 +11,11 @@ differentiated through the inner steps, and one working adapter serves all tasks
 from __future__ import annotations
 
 from abmll.adapter import modes, state
+from abmll.adapter.latents import Latent
 from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.meta.base import Info, MetaLearner
+from abmll.meta.config import MetaConfig
 from abmll.meta.episodes import Episode
 from abmll.posterior.objective import Terms, adamw, check_gradients, descend, finite, kl_share, terms
 
@@ -29,27 +31,33 @@ class Abmll(MetaLearner):
         }
     )
 
-    def init(self) -> None:
-        """The working adapter phi, and AdamW over each of the two adapters."""
-        latent = state.latent_of(self.model)
+    @classmethod
+    def check(cls, config: MetaConfig, latent: Latent) -> None:
+        """A Gaussian is needed; for the natural step one over weights, and a step that does not overshoot."""
+        super().check(config, latent)
         if not latent.has_variance:
             raise UserError(
                 f"meta-learner 'abmll' needs an adapter with a variance, but its latent is {latent.name!r}; "
                 "use latent 'output', 'factor' or 'weight'"
             )
-        state.ensure_task_adapter(self.model)
-        if self.config.outer == "adamw":
-            self.optimizers["outer"] = adamw(state.parameters(self.model, state.PRIOR), self.config.outer_lr)
-        elif not latent.has_natural:
+        if config.outer == "adamw":
+            return
+        if not latent.has_natural:
             raise UserError(
                 f"meta-training's outer = 'natural' needs a Gaussian over weights, but the latent is {latent.name!r}; "
                 "use latent 'factor', or outer = 'adamw'"
             )
-        elif not (self.config.beta > 0 and self.config.step_size <= (1.0 if self.config.kl == "closed" else 0.9)):
+        if not (config.beta > 0 and config.step_size <= (1.0 if config.kl == "closed" else 0.9)):
             raise UserError(
-                f"meta-training's outer = 'natural' has beta = {self.config.beta} and step_size = "
-                f"{self.config.step_size}; a positive beta and a step of at most 1 (0.9 with kl = 'sampled') are needed"
+                f"meta-training's outer = 'natural' has beta = {config.beta} and step_size = {config.step_size}; "
+                "a positive beta and a step of at most 1 (0.9 with kl = 'sampled') are needed"
             )
+
+    def init(self) -> None:
+        """The working adapter phi, and AdamW over each of the two adapters that steps by it."""
+        state.ensure_task_adapter(self.model)
+        if self.config.outer == "adamw":
+            self.optimizers["outer"] = adamw(state.parameters(self.model, state.PRIOR), self.config.outer_lr)
         self._reset_inner()
 
     def _reset_inner(self) -> None:

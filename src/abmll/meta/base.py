@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from abmll.adapter import state
+from abmll.adapter.latents import Latent
 from abmll.errors import UserError
 from abmll.meta.config import MetaConfig
 from abmll.meta.episodes import Episodes
@@ -50,7 +51,7 @@ class MetaLearner(ABC):
     """Settings of MetaConfig that this learner reads beside the common ones."""
 
     def __init__(self, model: Any, scorer: Scorer[Any], tasks: Sequence[Task], config: MetaConfig, seed: int) -> None:
-        config.refuse_unused(self.uses)
+        self.check(config, state.latent_of(model))
         self.model = model
         self.scorer = scorer
         self.config = config
@@ -60,6 +61,11 @@ class MetaLearner(ABC):
             self._refuse_small_tasks()
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.init()
+
+    @classmethod
+    def check(cls, config: MetaConfig, latent: Latent) -> None:
+        """UserError, with the way out, for settings without a meaning, or where an adapter of this latent cannot learn."""
+        config.refuse_unused(cls.uses)
 
     def _refuse_small_tasks(self) -> None:
         """UserError where a batch would leave no row of its task to show."""

@@ -23,6 +23,16 @@ def used_settings(name: str) -> frozenset[str]:
     return _REGISTRY[name].uses if name in _REGISTRY else frozenset()
 
 
+def check_meta_learner(config: MetaConfig, latent: str) -> None:
+    """UserError where an adapter of this latent cannot be learned so; no model is needed to ask."""
+    from abmll.adapter.latents import LATENTS
+
+    if config.name in _REGISTRY:
+        _REGISTRY[config.name].check(config, LATENTS[latent])
+    else:
+        config.refuse_unused(())
+
+
 def make_meta_learner(
     model: Any, scorer: Scorer[Any], tasks: Sequence[Task], config: MetaConfig, seed: int
 ) -> MetaLearner:
