@@ -18,7 +18,8 @@ what results/real_tables holds is not computed again. `abmll report runs/tables/
 - All rows with draws have DRAWS of them (an ensemble its 3 members; laplace is analytic), so that rows differ in the
   posterior and not in the number of draws.
 - Rows that the real run had are taken over from its cells (`adopt`).
-- The grid start x posterior is asked of cls; mcqa has the presets.
+- The grid start x posterior is asked of cls; mcqa has the presets, learned in as many episodes as tuning's trials: its
+  texts are longer, and all of this is to fit in ten core-hours.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ ABMLL = tuple(f"abmll-natural+{p}" for p in ("point", "blob", "swag", "laplace",
 ORDER = (*ADOPTED, "lora+temperature", "reptile+temperature", *BASE_START, *GRID, "fomaml", *ABMLL, "maml")
 ORDERS = {"cls": ORDER, "mcqa": tuple(name for name in ORDER if name not in (*GRID, *ABMLL))}
 TUNE = real.TRIAL_EPISODES
+EPISODES = {"cls": real.FINAL_EPISODES, "mcqa": TUNE}
 STAGES = [f"{suite}:{seed}" for suite in ("cls", "mcqa") for seed in SEEDS]
 
 
@@ -315,14 +317,15 @@ def main() -> None:
         if stage == "report":
             from real_tables_report import write
 
-            write(bench, ORDERS, DRAWS, RESULTS)
+            write(bench, ORDERS, DRAWS, EPISODES, RESULTS)
             continue
         for name in args.methods or ORDERS.get(
             suite, ORDER
         ):  # one after the other: each is usable as soon as it is done
             own = {name.removesuffix("+temperature"): bench.settings(name)}
             if seed:
-                bench.do(bench.plan(own, (name,), bench.suite(suite), (int(seed),)), bench.work / suite)
+                plan = bench.plan(own, (name,), bench.suite(suite), (int(seed),), EPISODES[suite])
+                bench.do(plan, bench.work / suite)
             if suite == "cls" and name == "pretrained":
                 adopt(bench, args.real)
                 adopt_starts(bench, args.real)

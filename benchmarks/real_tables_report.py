@@ -247,7 +247,9 @@ def _shown(estimate: Any) -> str:
     return f"{estimate.value:.3f}{span}"
 
 
-def suite_page(bench: Any, suite_name: str, order: Sequence[str], draws: int) -> tuple[dict[str, Any], list[str]]:
+def suite_page(
+    bench: Any, suite_name: str, order: Sequence[str], draws: int, episodes: Mapping[str, int]
+) -> tuple[dict[str, Any], list[str]]:
     """One suite: a table for every set of seeds that has methods of its own, and what is missing."""
     from abmll.experiment.compare_result import conclude
 
@@ -270,7 +272,7 @@ def suite_page(bench: Any, suite_name: str, order: Sequence[str], draws: int) ->
     for seeds, names in tables:  # the last one, with most methods, stays in the folder: `abmll report` shows it
         own = {n: bench.settings(n) for n in plain if n in names}
         baseline = "lora" if "lora" in names else names[0]
-        plan = replace(bench.plan(own, tuple(names), suite, seeds), baseline=baseline)
+        plan = replace(bench.plan(own, tuple(names), suite, seeds, episodes[suite_name]), baseline=baseline)
         summary, result = conclude(plan, folder, ())
         said = f"{len(tasks)} test tasks, seeds {' '.join(map(str, seeds))}"
         lines += [f"### {len(names)} methods, {said}", "", *table(summary), ""]
@@ -308,7 +310,9 @@ def grid_page(
     return record, lines
 
 
-def write(bench: Any, orders: Mapping[str, Sequence[str]], draws: int, results: Path) -> None:
+def write(
+    bench: Any, orders: Mapping[str, Sequence[str]], draws: int, episodes: Mapping[str, int], results: Path
+) -> None:
     """The two files, and the archives of cells."""
     from abmll.experiment.provenance import provenance
 
@@ -323,7 +327,7 @@ def write(bench: Any, orders: Mapping[str, Sequence[str]], draws: int, results: 
     ]
     for suite, order in orders.items():
         if (bench.work / suite).is_dir():
-            record["suites"][suite], more = suite_page(bench, suite, order, draws)
+            record["suites"][suite], more = suite_page(bench, suite, order, draws, episodes)
             lines += more
             adopted = bench.adopted if suite == "cls" else ()  # those are the real run's
             names = [n for n in order if n not in adopted and not n.endswith("+temperature")]

@@ -85,6 +85,7 @@ def test_costs_are_measured(whole):
     assert [cost[n]["forwards"] for n in NAMES] == [1, 1, 2, 1, 1]  # texts a question
     assert cost["abmll"]["trainable_parameters"] > cost["lora"]["trainable_parameters"] > 0
     assert cost["lora+map+empirical"]["seconds_train"] > cost["lora"]["seconds_train"] > 0
+    assert cost["lora+map+empirical"]["passes_train"] == 2 * 3 + 2 * len(SUITE.train)  # two steps on every train task
     assert all(c["peak_memory_bytes"] > 50e6 for c in cost.values())
     assert json.loads((output / "compare.json").read_text()) == json.loads(json.dumps(result))
 
@@ -176,6 +177,23 @@ def test_a_failed_cell_is_recorded_and_the_rest_is_done_and_resume_tries_again(f
     summary, result, _ = go(made, tmp_path / "c", resume=True)
     assert result["failures"] == []
     assert {(row.method, row.n_tasks) for row in summary.rows} == {(m.name, 2) for m in made.methods}
+
+
+def test_an_empirical_prior_that_fails_is_recorded_too(folder, tmp_path, monkeypatch):
+    made = plan(folder, ("lora", "lora+map+empirical"))
+    from abmll.experiment import compare
+
+    learn = compare.empirical_prior
+
+    def failing(prior, *rest):
+        if prior.config.seed == 2:
+            raise RuntimeError("no prior")
+        return learn(prior, *rest)
+
+    monkeypatch.setattr(compare, "empirical_prior", failing)
+    summary, result, _ = go(made, tmp_path / "c")
+    assert [(f["method"], f["seed"], f["task"]) for f in result["failures"]] == [("lora+map+empirical", 2, None)]
+    assert {row.method for row in summary.rows} == {"lora", "lora+map+empirical"}
 
 
 def step_that_fails(self, index):

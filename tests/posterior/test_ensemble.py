@@ -111,13 +111,12 @@ def test_the_mean_is_exactly_the_mean_of_delta_w(members, fitted, prior, scorer)
     assert not torch.allclose(got, predict(posterior, QUERY, samples=1).log_probs, atol=1e-3)
 
 
-def test_draws_go_round_the_members_and_each_answers_once(fitted, monkeypatch):
+def test_every_member_answers_once_however_many_draws_are_asked_for(fitted, monkeypatch):
     posterior = fitted("ensemble", "point")
-    eight = predict(posterior, QUERY, samples=8, seed=3).log_probs
-    for s in range(8):
-        assert torch.equal(eight[:, s], eight[:, s % 3])
-    assert torch.equal(eight[:, :2], predict(posterior, QUERY, samples=2, seed=4).log_probs)  # no key has a part
-    assert len(posterior.draws(8, key=0)) == 8
+    three = predict(posterior, QUERY, samples=3, seed=3).log_probs
+    for samples in (1, 2, 8):
+        assert torch.equal(predict(posterior, QUERY, samples=samples, seed=4).log_probs, three)  # no key has a part
+    assert len(posterior.draws(8, key=0)) == 3
     asked = []
     plain = modes.use
     monkeypatch.setattr(modes, "use", lambda model, mode: asked.append(mode) or plain(model, mode))
@@ -140,6 +139,13 @@ def test_fits_and_loading_give_the_same_bits(latent, fitted):
     other = fitted("ensemble", latent, fit=False)
     other.fit(SUPPORT, seed=2)
     assert not torch.equal(*(next(iter(p.extras.values())) for p in (posterior, other)))
+
+
+def test_members_that_cannot_differ_are_told(fitted):
+    with pytest.warns(
+        UserWarning, match=r"every batch holds all 6 examples, so they are one adapter; lower batch_size"
+    ):
+        fitted("ensemble", "point", batch_size=6)
 
 
 def test_losses_of_all_members_are_told(fitted):

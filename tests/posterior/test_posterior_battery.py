@@ -123,9 +123,18 @@ def test_predictive_rows_sum_to_one_and_draws_are_as_many_as_asked(name, latent,
     draws = {S: predict(posterior, QUERY, samples=S) for S in (0, 1, 5)}
     sampled = name in SAMPLING
     for S, prediction in draws.items():
-        assert prediction.log_probs.shape == (len(QUERY), max(S, 1) if sampled else 1, 3)
+        members = 3 if name == "ensemble" and S else S  # each once
+        assert prediction.log_probs.shape == (len(QUERY), max(members, 1) if sampled else 1, 3)
         torch.testing.assert_close(prediction.probs.sum(-1), torch.ones(len(QUERY)))
-    assert predict(posterior, QUERY).log_probs.shape[1] == (4 if sampled else 1)  # config.samples
+    default = {"ensemble": 3}.get(name, 4 if sampled else 1)  # config.samples
+    assert predict(posterior, QUERY).log_probs.shape[1] == default
+
+
+@pytest.mark.parametrize("name", ["point", "map", "variational", *SAMPLING])
+def test_without_a_labelled_example_there_is_nothing_to_learn(name, fitted):
+    posterior = fitted(name, "factor" if name == "variational" else "point", fit=False)
+    with pytest.raises(UserError, match=f"task 'u0' has no labelled example for posterior '{name}'.*posterior 'none'"):
+        posterior.fit([], seed=1)
 
 
 @pytest.mark.parametrize(("name", "latent"), [p for p in PAIRS if p[0] != "ensemble"])  # its mean has another rank

@@ -187,5 +187,6 @@ def _prior(learned: Prior, method: Method, seed: int, plan: Plan, folder: Path, 
         weight_prior = empirical_prior(prior, plan.suite.train, plan.floor)
         where.mkdir(parents=True, exist_ok=True)
         adapter_folder.write_weight_prior(where, weight_prior)
-        folders.write_json(where / COST, {"seconds": round(time.perf_counter() - began, 3)})
+        seconds, passes = time.perf_counter() - began, method.config.posterior.steps * len(plan.suite.train)
+        folders.write_json(where / COST, {"seconds": round(seconds, 3), "passes": passes})
     return replace(prior, weight_prior=weight_prior)

@@ -113,8 +113,10 @@ def _cost(plan: Plan, method: Method, output: Path, cells: Sequence[Stored]) -> 
         folder = start_folder(plan, method, seed, output)
         if (folder / COST).is_file():
             cost = folders.read_json(folder / COST)
-            if method.empirical:
-                cost["seconds"] += folders.read_json(empirical_folder(folder, method, plan) / COST)["seconds"]
+            more = empirical_folder(folder, method, plan) / COST
+            if method.empirical and more.is_file():  # unless it failed, as its cells did
+                for key, value in folders.read_json(more).items():
+                    cost[key] += value
             starts.append(cost)
     learning = {
         "trainable_parameters": [cost["trainable_parameters"] for cost in starts],

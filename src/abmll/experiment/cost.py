@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -34,7 +36,8 @@ def peak_memory(model: Any) -> Iterator[Peak]:
     """The most memory in use while the block runs.
 
     With the model on a GPU: of tensors there, the model's own included. Else: resident memory of this process, Python
-    and its libraries included; where the system cannot measure a block's own peak (it is not Linux), the process's.
+    and its libraries included, but not what earlier blocks have freed; where the system cannot measure a block's own
+    peak (it is not Linux), the process's.
     """
     device, peak = next(model.parameters()).device, Peak()
     on_gpu = device.type == "cuda"
@@ -49,6 +52,10 @@ def peak_memory(model: Any) -> Iterator[Peak]:
 
 
 def _forget_peak() -> None:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc keeps freed memory resident; it would count as this block's
+        trim(0)
     try:
         _RESET.write_text("5")  # Linux: VmHWM starts again from what is resident now
     except OSError:

@@ -72,7 +72,7 @@ def methods_of(
         shared: settings of all methods, nested as in RunConfig. A method whose learner does not read one of `meta`
             goes without it; one that no method reads is refused.
         own: by a method's name (without `+temperature`), settings of it alone, over the shared ones: such as the rates
-            that validation tasks chose. START+POSTERIOR takes over how START is made (`meta`, `adapter`), under its own.
+            that validation tasks chose. START+POSTERIOR takes over how START is made (`meta`, `adapter`).
 
     Raises:
         UserError: an unknown name (with the nearest one), a combination that cannot work, or a setting that no method
@@ -139,7 +139,7 @@ def _start(name: str) -> str:
 
 
 def _check_own(name: str, settings: Any) -> None:
-    """UserError where settings of one method are no settings, or would make another method or another question of it."""
+    """UserError where settings of one method are none, or would make another method or another question of it."""
     if not isinstance(settings, Mapping):
         raise UserError(
             f"own settings of method {name!r} are {settings!r}; write them as {{meta: {{inner_lr: 0.001}}}}"

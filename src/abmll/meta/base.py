@@ -64,7 +64,7 @@ class MetaLearner(ABC):
 
     @classmethod
     def check(cls, config: MetaConfig, latent: Latent) -> None:
-        """UserError, with the way out, for settings without a meaning, or where an adapter of this latent cannot learn."""
+        """UserError, with the way out, for settings without a meaning, or an adapter whose latent cannot learn so."""
         config.refuse_unused(cls.uses)
 
     def _refuse_small_tasks(self) -> None:

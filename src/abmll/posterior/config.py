@@ -31,7 +31,8 @@ class PosteriorConfig:
         kl: `variational`: the closed form, or the one-sample estimate.
         draw: `variational`: train on draws of the posterior; False: on its mean.
         scope: latents `output` and `weight`: a fresh noise per token, per sequence or per batch.
-        samples: posterior draws that predictions average; 0: predict with the mean.
+        samples: posterior draws that predictions average; 0: predict with the mean. (`laplace` draws logits, as many as
+            it needs; `ensemble` asks each member once.)
         prior_variance: `map`, `laplace`, `blob`: of the weights where the start has learned none. The published one of
             `blob` is 0.04; a few steps of AdamW move all weights alike, and its penalty stops them short (0.2 was
             chosen on validation tasks of `mini`, benchmarks/results/neighbours.md).

@@ -11,6 +11,7 @@ so the adapter that is saved for others is member 0, the `point` posterior of th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from abmll.posterior.config import PosteriorConfig
 from abmll.posterior.point import Point
 from abmll.posterior.weight_prior import mean_pair
 from abmll.posterior.weights import Factors, WeightPosterior, normals
-from abmll.scoring import Batch, Scorer
+from abmll.scoring import Scorer
 from abmll.tasks.task import Example
 
 
@@ -51,7 +52,7 @@ def own_start(like: Tensor, seed: int, name: str) -> Tensor:
 
 
 class Ensemble(WeightPosterior):
-    """Draw s is member s mod M, whatever the key: take a multiple of M as `samples`, so that members count alike.
+    """The draws are the members, each once: M of them however many `samples` are asked for, whatever the key.
 
     `tensors` is member 0; `extras` holds every member's A (M, r, d_in) and B (M, d_out, r) by `layer.part`.
     """
@@ -60,6 +61,13 @@ class Ensemble(WeightPosterior):
 
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:
         """Fit the members one after the other; their losses follow each other."""
+        if len(support) <= self.config.batch_size and self._learned_start():
+            warnings.warn(
+                f"posterior 'ensemble' of task {self.task!r}: its members begin at one learned start and every batch "
+                f"holds all {len(support)} examples, so they are one adapter; lower batch_size "
+                "(--posterior.batch_size), or use another posterior",
+                stacklevel=2,
+            )
         losses, members = [], []
         for number in range(self.config.ensemble.members):
             member = Member(self.model, self.scorer, self.config, self.task, number)
@@ -70,12 +78,11 @@ class Ensemble(WeightPosterior):
         return losses
 
     def factors(self, samples: int, key: int) -> Factors:
-        """The members in turn."""
-        turns = _turns(samples, self.config.ensemble.members)
-        return {layer: (A[turns], B[turns]) for layer, (A, B) in self._members().items()}
+        """All members, whatever is asked for: fewer would be another ensemble, and more count some of them twice."""
+        return self._members()
 
     def draws(self, samples: int, key: int) -> list[modes.Mode]:
-        """One mode a draw; 0: the mean of the members' Delta W."""
+        """One mode a member; 0: the mean of the members' Delta W."""
         if samples:
             return super().draws(samples, key)
         mean = {}
@@ -84,12 +91,9 @@ class Ensemble(WeightPosterior):
             mean[layer] = (A.flatten(0, 1)[None], wide[None])  # (1, M r, d_in), (1, d_out, M r)
         return [modes.WithFactors(mean, state.TASK)]
 
-    @torch.no_grad()
-    def log_probs(self, batches: Sequence[Batch], samples: int, key: int) -> list[Tensor]:
-        """As every posterior's; a member answers once, however often its turn comes."""
-        members = self.config.ensemble.members
-        found = super().log_probs(batches, min(samples, members), key)  # of each batch (n, at most M, C)
-        return [each[:, _turns(samples, members)] for each in found] if samples > members else found
+    def _learned_start(self) -> bool:
+        """Whether the start changes the model: some B is not zero."""
+        return any(t.any() for name, t in state.read(self.model, state.PRIOR).items() if name.endswith(".abmll_B"))
 
     def _members(self) -> Factors:
         """By a layer's name: all members' A (M, r, d_in) and B (M, d_out, r)."""
@@ -98,7 +102,3 @@ class Ensemble(WeightPosterior):
             device = A.device  # extras may come from a file
             members[key] = (self.extras[f"{key}.abmll_A"].to(device), self.extras[f"{key}.abmll_B"].to(device))
         return members
-
-
-def _turns(samples: int, members: int) -> Tensor:
-    return torch.arange(samples) % members

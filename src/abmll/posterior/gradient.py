@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from abmll.adapter import state
+from abmll.errors import UserError
 from abmll.hashing import stable_hash
 from abmll.posterior.base import Posterior
 from abmll.posterior.objective import adamw, descend
@@ -41,7 +42,13 @@ class Gradient(Posterior):
         self.tensors = state.read(self.model, state.TASK)
 
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:
-        """`config.steps` steps on batches of the support set. Deterministic in (seed, task)."""
+        """`config.steps` steps on batches of the support set, deterministic in (seed, task); UserError without any."""
+        if not support:
+            name = self.config.name  # an ensemble's, not its members'
+            raise UserError(
+                f"task {self.task!r} has no labelled example for posterior {name!r} to learn from; "
+                "give at least one, or use posterior 'none'"
+            )
         optimizer = self.begin(support, seed)
         key = stable_hash("adapt", seed, self.task)
         losses = []

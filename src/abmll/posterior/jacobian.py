@@ -16,17 +16,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from abmll import noise
 from abmll.adapter import modes, state
+from abmll.adapter.tokens import Tokens
 from abmll.scoring import Scorer
 from abmll.tasks.task import Example
 
 
 class Call(NamedTuple):
-    """One call of a linear: input (rows, tokens, d_in), output (rows, tokens, d_out), bool mask of real positions."""
+    """One call of a linear.
+
+    Attributes:
+        a: input (rows, tokens, d_in), no graph.
+        z: output (rows, tokens, d_out), in the graph.
+        real: bool (rows, tokens), False for padding.
+        place: int64 (rows, tokens), equal where two rows read the same position of the same text.
+    """
 
     a: Tensor
     z: Tensor
     real: Tensor
+    place: Tensor
 
 
 def small_first(name: str, t: Tensor) -> Tensor:
@@ -48,9 +58,11 @@ def recorded(model: Any) -> Iterator[dict[str, list[Call]]]:
 
     def keep(name: str) -> Any:
         def hook(_: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-            mask, shape = attended[0], output.shape[:-1]
-            real = torch.ones(shape, device=output.device) if mask is None else mask.reshape(shape)
-            calls.setdefault(name, []).append(Call(inputs[0].detach(), output, real.bool()))
+            mask, (rows, columns) = attended[0], output.shape[:-1]
+            real = torch.ones(rows, columns, device=output.device) if mask is None else mask.reshape(rows, columns)
+            who = modes.current().tokens or Tokens.default((rows, columns), output.device)
+            place = noise.fold(who.text, who.position)
+            calls.setdefault(name, []).append(Call(inputs[0].detach(), output, real.bool(), place))
 
         return hook
 
@@ -67,15 +79,23 @@ def recorded(model: Any) -> Iterator[dict[str, list[Call]]]:
 
 def jacobian(log_probs: Tensor, by: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of log_probs (C,) by each tensor, (C, *its shape): C backward passes; the graph is freed."""
-    rows = [
-        torch.autograd.grad(log_p, by, retain_graph=c + 1 < len(log_probs), materialize_grads=True)
-        for c, log_p in enumerate(log_probs)
-    ]
+    rows = [_grad(log_p, by, again=c + 1 < len(log_probs)) for c, log_p in enumerate(log_probs)]
     return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _grad(value: Tensor, by: Sequence[Tensor], again: bool = False) -> tuple[Tensor, ...]:
+    """Gradients of a scalar; zeros where it does not depend on a tensor. `again`: the graph is needed once more."""
+    return torch.autograd.grad(value, by, retain_graph=again, materialize_grads=True)
 
 
 def by_weights(model: Any, scorer: Scorer[Any], task: str, example: Example) -> tuple[Tensor, dict[str, Tensor]]:
     """Log p (C,) of one question's options under the working adapter's mean, and its gradients.
+
+    Args:
+        model: a PeftModel whose working adapter holds the weights.
+        scorer: how it answers.
+        task: the task's name.
+        example: the question; it is run alone.
 
     Returns:
         log p, float32; and by `layer.part` d log p / d W, float64, laid out by `small_first`: (C, r, D).
@@ -93,7 +113,7 @@ def by_weights(model: Any, scorer: Scorer[Any], task: str, example: Example) -> 
     names = [name for name, made in calls.items() for _ in made]
     flat = [call for made in calls.values() for call in made]
     found: dict[str, Tensor] = {}
-    for name, call, g in zip(names, flat, torch.autograd.grad(scores.sum(), [c.z for c in flat]), strict=True):
+    for name, call, g in zip(names, flat, _grad(scores.sum(), [c.z for c in flat]), strict=True):
         large, small = (call.a, g) if name.endswith("abmll_A") else (g, call.a)  # (C, tokens, D), (C, tokens, r)
         one = small.mT.to(large.dtype) @ large  # (C, r, D): rows of padding have no gradient
         found[name] = one if name not in found else found[name] + one

@@ -6,10 +6,12 @@ The exact Fisher of the softmax over an item's own C options, where no label is 
     F ~ (sum of a a^T / n_tok) kron (sum over tokens and classes of p_c g_c g_c^T)
 
 with a a linear's input at one token, g_c the gradient of log p_c by its output there, and n_tok the number of pairs
-(row, token) that are not padding: the "expand" setting of Eschenhagen et al., arXiv 2311.00636, which treats tokens as
-if each had a loss of its own. A row has one loss, so this is an approximation even of the block diagonal; it is exact
-for one example of one token. Kept as in Yang et al., arXiv 2308.13111: the large side by its k leading directions, the
-r x r side whole. A large side of up to 512 is summed whole and cut at the end; a larger one is cut as it grows.
+(example, token) that are not padding: the "expand" setting of Eschenhagen et al., arXiv 2311.00636, which treats tokens
+as if each had a loss of its own. An example has one loss, so this is an approximation even of the block diagonal; it is
+exact for one example of one token. A prompt that the rows of several options repeat is one prompt: its gradients are
+those of all rows, summed (apart they are larger than their sum, which mostly cancels). Kept as in Yang et al., arXiv
+2308.13111: the large side by its k leading directions, the r x r side whole. A large side of up to 512 is summed whole
+and cut at the end; a larger one is cut as it grows.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from abmll.adapter import modes, state
-from abmll.posterior.jacobian import jacobian, recorded
+from abmll.posterior.jacobian import Call, jacobian, recorded
 from abmll.posterior.laplace_maths import compress, root
 from abmll.scoring import Scorer
 from abmll.tasks.task import Example
@@ -109,8 +111,17 @@ def curvature(model: Any, scorer: Scorer[Any], task: str, support: Sequence[Exam
         flat = [(name, call) for name, made in calls.items() for call in made]
         root_p = log_probs.detach().exp().sqrt()
         for (name, call), g in zip(flat, jacobian(log_probs, [call.z for _, call in flat]), strict=True):
-            weighted = (root_p.to(g.dtype).reshape(-1, 1, 1, 1) * g)[:, call.real]  # (C, m, d_out)
+            a, merged = _once(call, root_p.to(g.dtype).reshape(-1, 1, 1, 1) * g)
             one = sums.setdefault(name, Sums(name.endswith("abmll_A"), rank))
-            one.add(call.a[call.real], weighted.flatten(0, 1))
+            one.add(a, merged.flatten(0, 1))
         log_likelihood += log_probs[example.label].item()
     return Curvature({name: one.kronecker() for name, one in sums.items()}, log_likelihood)
+
+
+def _once(call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Each place of a call once: its input (m, d_in), and the sum of its output gradients, (C, rows, tokens, d_out) ->
+    (C, m, d_out).
+    """
+    places, which = torch.unique(call.place[call.real], return_inverse=True)  # (m,), (real positions,)
+    a = call.a.new_empty(len(places), call.a.shape[-1]).index_copy_(0, which, call.a[call.real])  # repeats are equal
+    return a, g.new_zeros(len(g), len(places), g.shape[-1]).index_add_(1, which, g[:, call.real])

@@ -50,15 +50,6 @@ class Laplace(Map):
         """The logits vary because the weights are uncertain."""
         return True
 
-    def begin(self, support: Sequence[Example], seed: int) -> torch.optim.Optimizer:
-        """As `map`; UserError without an example, which is what the curvature is of."""
-        if not support:
-            raise UserError(
-                f"task {self.task!r} has no labelled example for posterior 'laplace' to take its curvature from; "
-                "give at least one, or use posterior 'none'"
-            )
-        return super().begin(support, seed)
-
     def end(self, support: Sequence[Example], seed: int) -> None:
         """Keep the mean, the curvature's factors and the prior's precision."""
         super().end(support, seed)

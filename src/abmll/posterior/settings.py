@@ -148,7 +148,7 @@ class Ensemble:
     """`ensemble`.
 
     Attributes:
-        members: how many adapters.
+        members: how many adapters; a prediction averages all of them, whatever `samples` says.
     """
 
     members: int = 3
