@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import tiny
 from abmll.adapter import state
@@ -40,8 +40,11 @@ def base(tmp_path_factory) -> Callable[[str], nn.Module]:
         torch.manual_seed(0)
         sizes = {"vocab_size": len(tiny.tokenizer()), "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 128}
         gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0))
+        wide = {"hidden_size": 8, "ffn_dim": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "dropout": 0.0}
+        more = {"vocab_size": len(tiny.tokenizer()), "max_position_embeddings": 128, "word_embed_proj_dim": 8}
+        opt = OPTForCausalLM(OPTConfig(**wide, **more, init_std=0.3, pad_token_id=0))
     llama = AutoModelForCausalLM.from_pretrained(tiny.save_llama(tmp_path_factory.mktemp("llama") / "tiny"))
-    built = {"llama": llama.eval(), "gpt2": gpt2.eval()}
+    built = {"llama": llama.eval(), "gpt2": gpt2.eval(), "opt": opt.eval()}
     return lambda architecture="llama": copy.deepcopy(built[architecture]).requires_grad_(False)
 
 

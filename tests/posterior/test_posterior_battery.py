@@ -4,9 +4,11 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from peft import get_peft_model
 
 import tiny
 from abmll.adapter import merging, modes, stacking, state
+from abmll.adapter.config import AbmllConfig
 from abmll.adapter.state import PRIOR, TASK
 from abmll.errors import UserError
 from abmll.experiment.models import enable_checkpointing
@@ -15,6 +17,7 @@ from abmll.posterior import NonFiniteLossError, PosteriorConfig, base, make_post
 from abmll.posterior.objective import adamw, descend
 from abmll.posterior.settings import Inducing
 from abmll.predict import predict
+from abmll.scoring import Embedding, ScoringConfig
 
 PAIRS = [("none", "point"), ("none", "output"), ("none", "factor"), ("point", "point"), ("point", "output")]
 PAIRS += [("point", "factor"), ("variational", "output"), ("variational", "factor")]
@@ -240,6 +243,30 @@ def test_settings_that_mean_nothing_are_refused():
     ):
         with pytest.raises(UserError, match=words):
             PosteriorConfig(**changes)
+
+
+@battery
+def test_a_model_whose_layers_see_rows_and_tokens_as_one_dimension(name, latent, fitted, prior):
+    """OPT's MLP: draws are keyed by the text's tokens there too, not by where they stand in a batch."""
+    posterior = fitted(name, latent, model=prior(latent, "opt"))
+    together, apart = (predict(posterior, QUERY, samples=3, seed=3, batch_size=n).log_probs for n in (len(QUERY), 1))
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    assert together.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["laplace", "variational"])
+def test_a_layer_that_sees_no_tokens_is_refused(name, tmp_path):
+    """BERT's pooler reads one vector a text."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tiny.save_bert(tmp_path)
+    latent = "output" if name == "variational" else "point"
+    config = AbmllConfig(r=2, latent=latent, target_modules=["query", "pooler.dense"])
+    model = get_peft_model(AutoModel.from_pretrained(tmp_path).eval(), config)
+    scorer = Embedding(AutoTokenizer.from_pretrained(tmp_path), ScoringConfig("embedding"))
+    posterior = make_posterior(model, scorer, PosteriorConfig(name, steps=1), "u0")
+    with pytest.raises(UserError, match=r"pooler\.dense.*needed: leave it out of target_modules"):
+        posterior.fit(SUPPORT, seed=1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -15,6 +15,7 @@ from abmll.adapter import modes
 from abmll.adapter.config import AbmllConfig
 from abmll.adapter.latents import LATENTS, Latent
 from abmll.adapter.tokens import Tokens
+from abmll.errors import UserError
 from abmll.hashing import stable_hash
 
 
@@ -104,8 +105,9 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def tokens(self, x: Tensor, tokens: Tokens | None) -> Tokens:
         """Who the positions of x (batch, tokens, d_in) are; checked, and made up where no scorer has said it."""
         if x.dim() != 3:
-            raise ValueError(
-                f"layer {self.key!r} got an input of shape {tuple(x.shape)}; (batch, tokens, features) is needed"
+            raise UserError(
+                f"layer {self.key!r} got an input of shape {tuple(x.shape)}; (batch, tokens, features) is needed: "
+                "leave it out of target_modules"
             )
         shape = (x.shape[0], x.shape[1])
         if tokens is None:
@@ -127,6 +129,10 @@ class AbmllLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self.merged:
             return y
         state = modes.current()
+        if x.dim() == 2 and state.tokens is not None and len(x) == state.tokens.text.numel():
+            shape = state.tokens.text.shape  # OPT's MLP sees (rows tokens, features)
+            update = state.mode.apply(self, y.reshape(*shape, -1), x.reshape(*shape, -1), state.tokens)
+            return update.flatten(0, 1).to(y.dtype)
         return state.mode.apply(self, y, x, state.tokens).to(y.dtype)
 
     def mean_update(self, adapter: str) -> modes.Update:

@@ -19,6 +19,7 @@ from torch import Tensor
 from abmll import noise
 from abmll.adapter import modes, state
 from abmll.adapter.tokens import Tokens
+from abmll.errors import UserError
 from abmll.scoring import Scorer
 from abmll.tasks.task import Example
 
@@ -58,6 +59,11 @@ def recorded(model: Any) -> Iterator[dict[str, list[Call]]]:
 
     def keep(name: str) -> Any:
         def hook(_: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+            if output.dim() != 3:
+                raise UserError(
+                    f"layer {name!r} gives an output of shape {tuple(output.shape)}; (rows, tokens, features) is "
+                    "needed: leave it out of target_modules"
+                )
             mask, (rows, columns) = attended[0], output.shape[:-1]
             real = torch.ones(rows, columns, device=output.device) if mask is None else mask.reshape(rows, columns)
             who = modes.current().tokens or Tokens.default((rows, columns), output.device)
