@@ -16,6 +16,7 @@ class UserError(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a registry; suggests the nearest known name."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    by_small = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), by_small, n=1, cutoff=0.5)
+    hint = f"did you mean {by_small[near[0]]!r}? " if near else ""
     return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")

@@ -76,6 +76,7 @@ def refuse_existing(
     overwrite: bool = False,
     remedy: str = "--overwrite",
     names: Collection[str] | None = None,
+    resumable: bool = False,
 ) -> Path:
     """Where an output folder goes, symlinks followed, if that place is free or may be made so.
 
@@ -84,6 +85,7 @@ def refuse_existing(
         overwrite: whether an older output may be replaced; one that holds anything else is not.
         remedy: how the caller's user sets `overwrite`.
         names: patterns of all that a folder to be replaced may hold; None: those of the outputs of abmll and PEFT.
+        resumable: whether the caller's user can go on with a folder that was begun.
 
     Raises:
         UserError: the place cannot be written, is taken, or is or holds the current directory.
@@ -94,7 +96,8 @@ def refuse_existing(
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return path
     if not overwrite:
-        raise UserError(f"output folder {target} exists; choose another, or replace it with {remedy}")
+        begun = "go on with --resume, " if resumable and (path / IDENTITY).is_file() else ""
+        raise UserError(f"output folder {target} exists; {begun}choose another, or replace it with {remedy}")
     if names is None:
         names = _names(path)
     if not path.is_dir() or not names:

@@ -117,7 +117,7 @@ def test_paper_scoring_stores_and_reports_the_papers_own_numbers(place, run, tmp
     assert found.status == 0, found.err
     result = json.loads((tmp_path / "e/result.json").read_text())
     assert set(result["paper"]) == {"accuracy", "ece_per_example"}
-    assert "| paper |" in (tmp_path / "e/table.md").read_text()
+    assert "| paper, not trained |" in (tmp_path / "e/table.md").read_text()
     assert "for comparison only" in found.out
     import numpy as np
 

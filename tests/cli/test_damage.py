@@ -72,7 +72,7 @@ POSTERIORS = ADAPTERS | {
     "settings of another type": (lambda f: edit(f / "abmll.json", config={"meta": 3}), "abmll.json: config key 'meta'"),
 }
 RUNS = {
-    "empty": (lambda f: cut(f / "checkpoint.pt", 0), "checkpoint.pt is damaged; start the run anew with --overwrite"),
+    "empty": (lambda f: cut(f / "checkpoint.pt", 0), "checkpoint.pt is damaged; delete "),
     "text": (lambda f: (f / "checkpoint.pt").write_text("hello\n" * 99), "checkpoint.pt is damaged"),
     "another number": (lambda f: flip_number(f / "checkpoint.pt"), "checkpoint.pt is damaged"),
     "another dict": (lambda f: torch.save({"a": 1}, f / "checkpoint.pt"), "holds no state of this run"),

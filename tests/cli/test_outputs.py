@@ -135,7 +135,7 @@ def test_resume_without_the_checkpoint(place, run, tmp_path):
     made = shutil.copytree(place.run, tmp_path / "run")
     (made / "checkpoint.pt").unlink()
     before = contents(made)
-    refused(run("metatrain", "--resume", made), "checkpoint.pt is missing", "start anew with --overwrite")
+    refused(run("metatrain", "--resume", made), "checkpoint.pt is missing", "delete")
     assert contents(made) == before
     assert run("metatrain", "--resume", made, "--overwrite").status == 0
     assert (made / "checkpoint.pt").is_file()

@@ -112,7 +112,9 @@ def test_a_run_whose_checkpoint_is_gone_is_not_begun_again_unasked(left, adapted
     else:
         shutil.rmtree(run / "prior")
     before = tiny.contents(run)
-    with pytest.raises(UserError, match=r"checkpoint\.pt is missing, so the run cannot go on; .*overwrite=True"):
+    with pytest.raises(
+        UserError, match=r"checkpoint\.pt is missing, so the run cannot go on; .*or delete .* and begin it again"
+    ):
         abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run, resume=True)
     assert tiny.contents(run) == before
     abmll.metatrain(adapted(), tokenizer, suite.train, settings(), output=run, resume=True, overwrite=True)

@@ -84,7 +84,7 @@ def compare(
     foreign = None if ood is None else Foreign(tasks if ood == suite else load_suite(ood), ood_query)
     folders.writable(output, suite, Path(made[0].config.model.name) / "config.json")
     if not resume:
-        folders.refuse_existing(output, overwrite)
+        folders.refuse_existing(output, overwrite, resumable=True)
 
     quiet()
     from abmll.experiment.compare import run
@@ -106,7 +106,7 @@ def compare(
                 done += news.cells
                 if news.failure is not None:
                     say(news.text)
-                bar.advance(done, news.text)
+                bar.advance(done, news.text if news.failure is None else f"{news.failure.place}  failed")
 
             failures = run(plan, output, heard, processes)
     except KeyboardInterrupt:

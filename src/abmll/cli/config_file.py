@@ -10,10 +10,15 @@ from typing import Any
 from abmll.errors import UserError
 from abmll.experiment.config import RunConfig, read_mapping
 
-HELP = (
-    "YAML file with any of these options, such as 'posterior: {steps: 5}', or short forms, such as 'steps: 5'. "
-    "A run's own config.yaml can be given: its groups of settings that this command does not have are passed over."
-)
+
+def help_text(short: Mapping[str, tuple[str, ...]]) -> str:
+    """What `--config` takes, for a command with these short forms."""
+    if "--steps" not in short:
+        return "YAML file with any of these options, such as 'posterior: {steps: 5}'."
+    return (
+        "YAML file with any of these options, such as 'posterior: {steps: 5}', or short forms, such as 'steps: 5'. A "
+        "run's own config.yaml can be given: its groups of settings that this command does not have are passed over."
+    )
 
 
 def read_options(

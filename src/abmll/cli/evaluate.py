@@ -59,7 +59,7 @@ def evaluate(
     foreign = None if ood is None else Foreign(tasks if ood == suite else load_suite(ood), ood_query)
     folders.writable(output, start, suite)
     if not (resume and (output / folders.IDENTITY).is_file()):
-        folders.refuse_existing(output, overwrite)
+        folders.refuse_existing(output, overwrite, resumable=True)
 
     loading(start)
     quiet()
@@ -87,7 +87,7 @@ def evaluate(
                 query=query,
                 seeds=chosen,
                 foreign=foreign,
-                method=method or preset,
+                method=method or (preset and _row(preset)),
                 resume=resume,
                 overwrite=overwrite,
                 observe=seen,
@@ -110,3 +110,10 @@ def evaluate(
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in result["paper"].items())
         print(f"the paper's own metrics, for comparison only: {numbers}")
     print(f"result: {output / folders.RESULT}")
+
+
+def _row(preset: str) -> str:
+    """A row's name for a preset over a base model: whatever the preset learns by, nothing was learned."""
+    from abmll.experiment.presets import PRESETS
+
+    return preset if PRESETS[preset]["meta"]["name"] == "none" else f"{preset}, not trained"

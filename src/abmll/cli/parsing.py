@@ -108,7 +108,8 @@ def _expand(argv: list[str], short: Mapping[str, tuple[str, ...]], config: Calla
 def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short: Mapping[str, tuple[str, ...]]) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    epilog = "short forms: " + ", ".join(f"{s} = --{' and --'.join(to)}" for s, to in short.items()) if short else None
+    forms = ", ".join(f"{s} = --{' and --'.join(to)}" for s, to in short.items())
+    epilog = f"short forms: {forms}. Defaults are those under a preset, which sets some of them." if short else None
     parser = ArgumentParser(
         prog=f"abmll {name}",
         description=f"{about[0].upper()}{about[1:]}.",
@@ -116,7 +117,7 @@ def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help=config_file.HELP)
+    parser.add_argument("--config", action=ActionConfigFile, help=config_file.help_text(short))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the one process.")
     hints, texts = get_type_hints(function), _documented(function, "Args")
     for parameter in inspect.signature(function).parameters.values():
@@ -181,6 +182,8 @@ def _explained(error: Exception, options: list[str], function: Any) -> UserError
     if "unrecognized arguments" in text:
         odd = text.split("unrecognized arguments:")[1].split()
         first = next((word for word in odd if word.startswith("-")), odd[0]).partition("=")[0]
+        if not first.startswith("-"):
+            return UserError(f"{first!r} belongs to no option; a list is written a,b,c, and --help lists all options")
         return _no_such_option(first, options)
     if match := re.search(r'[Kk]ey "([^"]+)"[^\n]*\s*Expected an? (.+?)\. Got value: (.*)', text, re.S):
         option, expected, value = match[1], match[2], match[3].strip()

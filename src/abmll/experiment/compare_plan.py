@@ -8,7 +8,6 @@ OUTPUT/compare.json       what `compare_result` makes of them
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -124,11 +123,10 @@ def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None
 
 def _same(folder: Path, wanted: dict[str, Any]) -> None:
     found = folders.read_json(folder / folders.IDENTITY)
-    for name, value in json.loads(json.dumps(wanted)).items():
-        if found.get(name) != value:
-            raise UserError(
-                f"{folder} was begun with another {name}; compare in another folder, or replace it with --overwrite"
-            )
+    if odd := folders.difference(found, wanted):
+        raise UserError(
+            f"{folder} was begun with another {odd}; compare in another folder, or replace it with --overwrite"
+        )
 
 
 def starts(plan: Plan) -> Iterator[Start]:

@@ -103,7 +103,7 @@ def _stored(plan: Plan, method: Method, output: Path) -> list[Stored]:
     folder = output / "methods" / method.name
     if not any((folder / "cells").glob("*.npz")):
         return []
-    return [(c, facts) for c, facts in load_cells(folder, method.name) if (c.task, c.seed) in wanted]
+    return list(load_cells(folder, method.name, wanted))
 
 
 def _cost(plan: Plan, method: Method, output: Path, cells: Sequence[Stored]) -> Mapping[str, float]:

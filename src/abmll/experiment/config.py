@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
@@ -143,12 +144,19 @@ def read_yaml(path: Path) -> RunConfig:
         raise UserError(f"{path}: {error}") from None
 
 
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError where the file cannot be read or holds something else."""
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """With 1e-4 a number, as in YAML 1.2 and on the command line."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("+-.0123456789"))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a YAML file") from None
     except UnicodeDecodeError as error:

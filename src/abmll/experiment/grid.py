@@ -99,8 +99,11 @@ def methods_of(
         read |= set(common)
         config = merge(config, {"meta": common})
         start = own.get(_start(method.name), {})
-        config = merge(config, {group: start[group] for group in _STARTING if group in start})
-        config = merge(config, own.get(_fitted(method.name), {}))
+        try:
+            config = merge(config, {group: start[group] for group in _STARTING if group in start})
+            config = merge(config, own.get(_fitted(method.name), {}))
+        except UserError as error:
+            raise UserError(f"own settings of method {method.name!r}: {error}") from None
         if config.meta.name == "none":
             config = replace(config, meta=MetaConfig("none"))  # nothing is learned: its settings say nothing
         done.append(_possible(replace(method, config=config)))

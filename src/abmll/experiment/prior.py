@@ -165,8 +165,8 @@ def _open_run(folder: Path, config: RunConfig, resume: bool, overwrite: bool, fa
     learned = (folder / folders.PRIOR).exists() or (metrics.is_file() and metrics.stat().st_size > 0)
     if begun and learned and not overwrite:
         raise UserError(
-            f"{folder / CHECKPOINT} is missing, so the run cannot go on; bring it back, or start anew with --overwrite "
-            "(overwrite=True in Python)"
+            f"{folder / CHECKPOINT} is missing, so the run cannot go on; bring it back, or delete {folder} and begin "
+            "it again"
         )
     folders.fresh_folder(folder, overwrite or begun)
     write_whole(folder / folders.CONFIG, to_yaml(config))

@@ -138,11 +138,9 @@ def check_protocol(
 def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> Path:
     if resume and (folder / IDENTITY).is_file():
         before = folders.read_json(folder / IDENTITY)
-        odd = [name for name, value in identity.items() if before.get(name) != value]
-        if odd:
+        if odd := folders.difference(before, identity):
             raise UserError(
-                f"{folder} was begun with another {odd[0]} ({before.get(odd[0])}, now {identity[odd[0]]}); "
-                "evaluate into another folder, or replace it with --overwrite"
+                f"{folder} was begun with another {odd}; evaluate into another folder, or replace it with --overwrite"
             )
         return folder
     if (folder / IDENTITY).is_file() and not overwrite:
@@ -156,7 +154,7 @@ def _conclude(
     folder: Path, prior: Prior, suite: Suite, identity: dict[str, Any], name: str, seeds: Sequence[int]
 ) -> Summary:
     wanted = {(task.name, seed) for task in suite.test for seed in seeds}
-    stored = [(cell, facts) for cell, facts in load_cells(folder, name) if (cell.task, cell.seed) in wanted]
+    stored = list(load_cells(folder, name, wanted))
     summary = summarise([cell for cell, _ in stored])
     if len(stored) != len(wanted):
         raise UserError(f"{folder} holds {len(stored)} of {len(wanted)} cells; go on with --resume")

@@ -102,7 +102,7 @@ def readable(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None and "facts.npy" in archive.namelist()
-    except (FileNotFoundError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):  # whatever damage makes of a header
         return False
 
 
@@ -117,14 +117,22 @@ def load_paper(folder: Path, cells: Collection[tuple[str, int]]) -> list[tuple[A
     return found
 
 
-def load_cells(folder: Path, method: str) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """The stored cells of a folder under a method's name, with their facts; UserError where there is none."""
+def load_cells(
+    folder: Path, method: str, wanted: Collection[tuple[str, int]] | None = None
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """The stored cells of a folder under a method's name, with their facts; of `wanted` (task, seed) those there are.
+
+    Raises:
+        UserError: none is stored at all, or one of those to read is damaged.
+    """
     paths = sorted((folder / "cells").glob("*.npz"))
     if not paths:
         raise UserError(f"{folder} holds no stored predictions (cells/*.npz); run `abmll evaluate` into it first")
+    if wanted is not None:
+        paths = sorted({cell_path(folder, task, seed) for task, seed in wanted} & set(paths))
     for path in paths:
         if not readable(path):
-            raise UserError(f"stored predictions {path} are damaged; make them again with `abmll evaluate --resume`")
+            raise UserError(f"stored predictions {path} are damaged; make them again: the same command with --resume")
         with np.load(path, allow_pickle=False) as data:
             facts: dict[str, Any] = json.loads(str(data["facts"]))
             cell = Cell(

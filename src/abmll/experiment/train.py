@@ -145,7 +145,7 @@ def _restore(path: Path, learner: MetaLearner) -> tuple[int, float, int]:
     UserError for a file that is damaged or holds something else. Its every byte is checked first: torch would take
     changed numbers, and has much to say about files of other kinds.
     """
-    anew = "start the run anew with --overwrite"
+    anew = f"delete {path.parent} and begin it again"
     try:
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None
