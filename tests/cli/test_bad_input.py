@@ -43,6 +43,13 @@ def overlapping(tmp_path):
     return root / "tiny"
 
 
+def begun(folder):
+    output = folder / "begun"
+    output.mkdir()
+    (output / "identity.json").write_text("{}")
+    return output
+
+
 def no_chat(tmp_path):
     return tiny.save_llama(tmp_path / "bare", chat=False)
 
@@ -138,6 +145,25 @@ CASES = {
     "unknown preset": (lambda p, t: metatrain(p, t, "--preset", "ablml"), ["'ablml'", "did you mean 'abmll'?"]),
     "unknown scoring": (lambda p, t: metatrain(p, t, "--scoring", "leters"), ["'leters'", "did you mean 'letters'?"]),
     "unknown option": (lambda p, t: metatrain(p, t, "--meta.bta", 1), ["'--meta.bta'", "did you mean --meta.beta?"]),
+    "list with spaces": (
+        lambda p, t: [*("compare", "--suite", p.suite, "--output", t / "o", "--methods", "lora", "reptile")],
+        ["'reptile' belongs to no option; a list is written a,b,c"],
+    ),
+    "names in other letters": (
+        lambda p, t: [*("compare", "--suite", p.suite, "--output", t / "o", "--methods", "LoRA")],
+        ["unknown method 'LoRA'; did you mean 'lora'?"],
+    ),
+    "own settings of a value that is none": (
+        lambda p, t: [
+            *("compare", "--suite", p.suite, "--output", t / "o", "--methods", "lora"),
+            *("--own", with_file(t, "lora: {meta: {inner_lr: much}}")),
+        ],
+        ["own settings of method 'lora': meta.inner_lr = 'much'"],
+    ),
+    "folder that was begun": (
+        lambda p, t: [*("compare", "--suite", p.suite, "--output", begun(t), "--methods", "lora")],
+        ["exists; go on with --resume, choose another, or replace it with --overwrite"],
+    ),
     "beginning of an option": (
         lambda p, t: metatrain(p, t, "--meta.episode", 1),
         ["unknown option '--meta.episode'; did you mean --meta.episodes?"],

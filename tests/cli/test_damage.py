@@ -154,3 +154,10 @@ def test_a_cell(place, run, tmp_path):
         with pytest.raises(UserError, match=r"u0\.1\.npz are damaged; make them again"):
             list(load_cells(tmp_path / "e", "x"))
     assert not readable(tmp_path / "e/cells/absent.npz")
+    assert not readable(tmp_path / "e/cells")
+    assert [c.task for c, _ in load_cells(tmp_path / "e", "x", {("u1", 1)})] == [
+        "u1"
+    ]  # the damaged one is not asked for
+    for i in range(0, len(whole), 7):  # one bit, anywhere: told from a whole one, never an error of its own
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 8]) + whole[i + 1 :])
+        readable(path)

@@ -235,6 +235,15 @@ def test_a_posterior_on_another_start_has_its_own_presets_settings():
     assert blob.config.posterior.lr == methods_of(["abmll-natural"])[0].config.posterior.lr  # blob's preset has none
 
 
+def test_a_rate_may_be_written_as_yaml_would_not_read_it(tmp_path):
+    from abmll.experiment.config import read_mapping
+
+    (tmp_path / "own.yaml").write_text("lora: {meta: {inner_lr: 1e-4}}\nnames: [e3, 1e, '1e-4', 0x1e-4]")
+    found = read_mapping(tmp_path / "own.yaml")
+    assert found["lora"] == {"meta": {"inner_lr": 1e-4}}
+    assert found["names"] == ["e3", "1e", "1e-4", "0x1e-4"]
+
+
 def test_a_start_with_settings_of_its_own_is_the_same_under_every_posterior():
     own = {
         "reptile": {"meta": {"inner_lr": 0.1}, "posterior": {"lr": 0.5}},
