@@ -16,6 +16,7 @@ from abmll.report.results import METRICS, Results, headlines, p_text, results
 from abmll.report.source import Setting, Source
 from abmll.report.text import csv_report, markdown_report
 from abmll.tasks.files import write_whole
+from abmll.whole import writable
 
 GENERATOR = '<meta name="generator" content="abmll report">'
 NAME = "report.html"
@@ -50,7 +51,7 @@ def make_report(
         The three files.
 
     Raises:
-        UserError: a target that is in the way, or whatever `summarise` refuses.
+        UserError: a target that is in the way or cannot be written, or whatever `summarise` refuses.
     """
     paths = _targets(target, overwrite)
     named = _baselines(source, baseline)
@@ -74,6 +75,7 @@ def _targets(target: Path, overwrite: bool) -> list[Path]:
     for folder in page.parents:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file, so {page} cannot be written; choose another --output")
+    writable(page)
     return paths
 
 
