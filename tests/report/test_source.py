@@ -1,6 +1,7 @@
 import pytest
 
 from abmll.errors import UserError
+from abmll.report import naming
 from abmll.report.source import read
 
 
@@ -39,6 +40,18 @@ def test_other_seeds_of_one_system_are_one_row(made, tmp_path):
     assert {c.seed for c in method.cells} == {1, 2, 3}
     other = made.evaluation(tmp_path / "c", config_hash="other")
     assert [m.name for m in read([a, other]).settings[0].methods] == ["LoRA (a)", "LoRA (c)"]
+
+
+def test_namesakes_in_folders_of_one_name_are_rows_of_their_own(made, tmp_path):
+    paths = [made.evaluation(tmp_path / place, config_hash=place) for place in ("a/g", "b/g", "c/h")]
+    assert [m.name for m in read(paths).settings[0].methods] == ["LoRA (a/g)", "LoRA (b/g)", "LoRA (h)"]
+    again = made.evaluation(tmp_path / "d/g", seeds=(3,), config_hash="b/g")
+    rows = read([*paths[:2], again]).settings[0].methods
+    assert {m.name: len(m.cells) for m in rows} == {"LoRA (a/g)": 14, "LoRA (b/g)": 21}
+    assert naming.short([tmp_path / "x/a/g", tmp_path / "y/a/g"]) == {
+        tmp_path / "x/a/g": "x/a/g",
+        tmp_path / "y/a/g": "y/a/g",
+    }
 
 
 def test_cells_beyond_the_result_are_left_out(made, tmp_path):

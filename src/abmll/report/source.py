@@ -13,6 +13,7 @@ from abmll.errors import UserError
 from abmll.experiment import folders
 from abmll.experiment.stored import load_cells
 from abmll.metrics import Cell
+from abmll.report import naming
 
 COMPARE = "compare.json"
 
@@ -113,7 +114,7 @@ def read(paths: Sequence[Path], *, mixed: bool = False) -> Source:
 
     Args:
         paths: the folders. The same method in several folders is one row if settings and prior are the same (other
-            seeds or tasks of it); else its name is followed by the folder's.
+            seeds or tasks of it); else its name is followed by the folder's, as `naming.rows` says.
         mixed: put different suites or protocols side by side, each with a table of its own, instead of refusing.
 
     Raises:
@@ -160,7 +161,8 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[_Found]:
     protocol = (str(content.get("suite", "")), content.get("suite_hash"), asked.get("shots"), asked.get("query"))
     if kind == "evaluation":
         name = str(content.get("method") or path.name)
-        same = json.dumps([content.get("config_hash"), content.get("prior_hash")])
+        hashes = [content.get("config_hash"), content.get("prior_hash")]
+        same = json.dumps(hashes) if any(hashes) else str(path.resolve())  # unknown settings are nobody else's
         return [_Found(name, path, path, content, content.get("config") or {}, {}, protocol, same)]
     if kind not in ("demo", "compare"):
         raise UserError(f"{path} holds a result of kind {kind!r}; evaluation, compare or demo is needed")
@@ -201,25 +203,18 @@ def _refuse_other(first: _Found, other: _Found) -> None:
 
 
 def _setting(group: Sequence[_Found]) -> Setting:
-    methods: list[Method] = []
-    kinds: dict[str, set[str]] = {}
-    for one in group:
-        kinds.setdefault(one.name, set()).add(one.same)
-    for one in group:
-        name = one.name if len(kinds[one.name]) == 1 else f"{one.name} ({one.folder.name})"
+    methods: dict[str, Method] = {}
+    for one, name in zip(group, naming.rows([(one.name, one.folder, one.same) for one in group])):
         method = _load(one, name)
-        at = next((i for i, m in enumerate(methods) if m.name == name), None)
-        if at is None:
-            methods.append(method)
-        else:
-            methods[at] = replace(methods[at], cells=methods[at].cells + method.cells)
+        before = methods.get(name)
+        methods[name] = method if before is None else replace(before, cells=before.cells + method.cells)
     suite, suite_hash, shots, query = group[0].protocol
     ceiling: Mapping[str, Mapping[str, float]] = next(
         (one.content["ceiling"] for one in group if one.content.get("ceiling")), {}
     )
     asked = [one.content.get("protocol") for one in group]
     foreign: Mapping[str, Any] = next((a["foreign"] for a in asked if isinstance(a, Mapping) and a.get("foreign")), {})
-    return Setting(suite, suite_hash, shots, query, tuple(methods), ceiling, foreign)
+    return Setting(suite, suite_hash, shots, query, tuple(methods.values()), ceiling, foreign)
 
 
 def _load(found: _Found, name: str) -> Method:
