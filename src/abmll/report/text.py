@@ -32,10 +32,10 @@ def markdown_report(source: Source, found: Sequence[Results]) -> str:
             rows = [[_cell(m), *_marked(results, m, None, results.shift)] for m in results.methods]
             title = "**AUROC for foreign questions**, by the uncertainty that tells them from the task's own"
             parts.append(f"{title}\n\n" + _table(["method", *(c.heading for c in results.shift)], rows))
-        if results.baseline is not None:
-            rows = [[_cell(m), *_compared(results, m)] for m in results.methods if m != results.baseline]
+        for baseline, methods in results.baselines.items():
+            rows = [[_cell(m), *_compared(results, m)] for m in methods]
             parts.append(
-                f"**Difference from {_cell(results.baseline)}**, and p after Holm over the methods\n\n"
+                f"**Difference from {_cell(baseline)}**, and p after Holm over the methods\n\n"
                 + _table(["method", *(c.heading for c in METRICS)], rows)
             )
         parts.append("".join(f"- {_cell(note)}\n" for note in reading_notes(results)))
