@@ -43,7 +43,7 @@ def make_report(
         baseline: the row or label that others are compared with; None: what the result names, else `LoRA`.
         scope: whom the intervals speak of.
         bins: bins of the ECE.
-        common_only: leave out cells that another method lacks.
+        common_only: leave out cells that another method lacks; so is it where a result names cells that failed.
         overwrite: replace files that are no report of ours.
         n_boot: bootstrap replicates.
 
@@ -56,7 +56,14 @@ def make_report(
     paths = _targets(target, overwrite)
     named = baselines.choose(source, baseline)
     found = [
-        results(setting, baseline=name, scope=scope, bins=bins, common_only=common_only, n_boot=n_boot)
+        results(
+            setting,
+            baseline=name,
+            scope=scope,
+            bins=bins,
+            common_only=common_only or setting.incomplete,
+            n_boot=n_boot,
+        )
         for setting, name in zip(source.settings, named)
     ]
     texts = (render(source, found), markdown_report(source, found), csv_report(found))

@@ -14,6 +14,7 @@ from abmll.experiment import folders
 from abmll.experiment.stored import load_cells
 from abmll.metrics import Cell
 from abmll.report import naming
+from abmll.report.caveats import caveats, failures
 
 COMPARE = "compare.json"
 
@@ -53,6 +54,7 @@ class Setting:
         methods: in the order they were given.
         ceiling: for "all" and every family, metric -> the value that nobody can beat; empty where unknown.
         foreign: which questions from outside their tasks were asked, by name; empty where none were.
+        incomplete: whether a result names cells that failed: methods are then compared on those that all have.
     """
 
     suite: str
@@ -62,6 +64,7 @@ class Setting:
     methods: tuple[Method, ...]
     ceiling: Mapping[str, Mapping[str, float]]
     foreign: Mapping[str, Any]
+    incomplete: bool = False
 
     @property
     def title(self) -> str:
@@ -130,13 +133,14 @@ def read(paths: Sequence[Path], *, mixed: bool = False) -> Source:
     for other in found[1:]:
         if not mixed:
             _refuse_other(found[0], other)
+    called = naming.short(paths)
     groups: dict[tuple[Any, ...], list[_Found]] = {}
     for method in found:
         groups.setdefault(_key(method), []).append(method)
     return Source(
         settings=tuple(_setting(groups[key]) for key in _in_order(list(groups))),
         origins=tuple(_origin(path, content) for path, content in zip(paths, contents)),
-        notes=tuple(note for path, content in zip(paths, contents) for note in _notes(path, content)),
+        notes=tuple(note for path, content in zip(paths, contents) for note in caveats(called[path], content)),
         baseline=next((str(c["baseline"]) for c in contents if c.get("baseline")), None),
     )
 
@@ -214,7 +218,8 @@ def _setting(group: Sequence[_Found]) -> Setting:
     )
     asked = [one.content.get("protocol") for one in group]
     foreign: Mapping[str, Any] = next((a["foreign"] for a in asked if isinstance(a, Mapping) and a.get("foreign")), {})
-    return Setting(suite, suite_hash, shots, query, tuple(methods.values()), ceiling, foreign)
+    incomplete = any(failures(one.content) for one in group)
+    return Setting(suite, suite_hash, shots, query, tuple(methods.values()), ceiling, foreign, incomplete)
 
 
 def _load(found: _Found, name: str) -> Method:
@@ -249,21 +254,12 @@ def _load(found: _Found, name: str) -> Method:
     return Method(name, tuple(cell for cell, _ in kept), found.config, cost, str(found.folder), found.name, layers)
 
 
-_TOLD_ELSEWHERE = ("summary", "config", "methods", "ceiling", "paper", "tasks", "plan")
+_TOLD_ELSEWHERE = ("summary", "config", "methods", "ceiling", "paper", "tasks", "plan", "failures")
 
 
 def _origin(path: Path, content: Mapping[str, Any]) -> Origin:
     facts = {key: value for key, value in content.items() if key not in (*_TOLD_ELSEWHERE, "provenance")}
+    if "failures" in content:
+        facts["failures"] = len(failures(content))  # each is told in a note; tracebacks are for compare.json
     provenance = content.get("provenance")
     return Origin(str(path), {**facts, **(provenance if isinstance(provenance, Mapping) else {})})
-
-
-def _notes(path: Path, content: Mapping[str, Any]) -> list[str]:
-    notes = []
-    if content.get("truncated"):
-        notes.append(f"{path.name}: {content['truncated']} texts were cut to the model's maximum length")
-    if content.get("query_missing"):
-        notes.append(
-            f"{path.name}: {content['query_missing']} scored examples fewer than asked for; the tasks are small"
-        )
-    return notes

@@ -20,8 +20,8 @@ CSV_COLUMNS = (
 
 
 def markdown_report(source: Source, found: Sequence[Results]) -> str:
-    """A heading, a table of methods and metrics, and one of comparisons for each setting, and the notes."""
-    parts = []
+    """What the results say against themselves, then for each setting its tables and the notes to read them by."""
+    parts = ["".join(f"- {_cell(note)}.\n" for note in source.notes)] if source.notes else []
     for results in found:
         parts.append(f"## {_cell(results.setting.title)}\n")
         for family in (None, *results.families):
@@ -39,8 +39,6 @@ def markdown_report(source: Source, found: Sequence[Results]) -> str:
                 + _table(["method", *(c.heading for c in METRICS)], rows)
             )
         parts.append("".join(f"- {_cell(note)}\n" for note in reading_notes(results)))
-    if source.notes:
-        parts.append("".join(f"- {_cell(note)}\n" for note in source.notes))
     return "# abmll report\n\n" + "\n".join(parts)
 
 
