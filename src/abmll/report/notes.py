@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abmll.report.results import Results, listed
+from abmll.report.results import Results
+from abmll.report.words import listed
 
 
 def reading_notes(found: Results) -> list[str]:

@@ -10,11 +10,13 @@ from typing import Any
 from abmll.errors import UserError
 from abmll.metrics.resampling import Scope
 from abmll.report import baselines, charts, costs, settings, spread, steps
+from abmll.report.headlines import headlines
 from abmll.report.notes import reading_notes
 from abmll.report.per_task import TASK_COLUMNS, by_task
-from abmll.report.results import METRICS, Results, headlines, listed, p_text, results
+from abmll.report.results import METRICS, Results, results
 from abmll.report.source import Setting, Source
 from abmll.report.text import csv_report, markdown_report
+from abmll.report.words import listed, p_text
 from abmll.tasks.files import write_whole
 from abmll.whole import writable
 

@@ -15,14 +15,7 @@ from abmll.report.baselines import groups
 from abmll.report.source import Setting
 from abmll.report.table import COLUMNS, Column
 
-METRICS = (
-    COLUMNS[0],
-    COLUMNS[2],
-    COLUMNS[1],
-    COLUMNS[3],
-    Column("aurc", "AURC"),
-    Column("auroc", "AUROC"),
-)
+METRICS = (*COLUMNS, Column("aurc", "AURC"), Column("auroc", "AUROC"))
 SHIFT = (
     Column("ood_confidence", "confidence"),
     Column("ood_entropy", "entropy"),
@@ -175,36 +168,3 @@ def _best(summary: Summary, metric: str, family: str | None = None) -> list[str]
         return []
     top = (max if BETTER[metric] == "higher" else min)(values.values())
     return [method for method, value in values.items() if value == top]
-
-
-def headlines(found: Results) -> list[str]:
-    """For accuracy, NLL and pooled ECE: the best method, and what can be said of it against the baseline."""
-    lines = []
-    for column in METRICS[:3]:
-        names = [m for m in found.methods if found.marks.get((None, m, column.metric)) == "best"]
-        if len(names) != 1:
-            continue
-        (name,) = names
-        tied = [m for m in found.methods if found.marks.get((None, m, column.metric)) == "tied"]
-        word = "Highest" if BETTER[column.metric] == "higher" else "Lowest"
-        text = (
-            f"{word} {column.heading.replace(' %', ' (%)')}: {name}, {column.cell(found.estimate(name, column.metric))}"
-        )
-        text += f"; not resolved from {listed(tied)}" if tied else ""
-        c = found.comparison(name, column.metric)
-        if c is not None:
-            text += f". Against {c.baseline}: {column.difference(c)}, {c.verdict} ({p_text(c.p_holm)})"
-        lines.append(f"{text}.")
-    return lines
-
-
-def p_text(p: float | None) -> str:
-    """A p value after Holm as text."""
-    if p is None:
-        return "no p"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -8,9 +8,10 @@ from io import StringIO
 from typing import Any
 
 from abmll.report.notes import reading_notes
-from abmll.report.results import METRICS, Results, p_text
+from abmll.report.results import METRICS, Results
 from abmll.report.source import Source
 from abmll.report.table import Column
+from abmll.report.words import p_text
 
 CSV_COLUMNS = (
     *("suite", "shots", "query", "family", "method", "metric", "value", "low", "high", "corrected", "calibrated"),
