@@ -1,8 +1,9 @@
 import pytest
 
 from abmll.errors import UserError
-from abmll.report import naming
-from abmll.report.source import read
+from abmll.report import costs, naming
+from abmll.report.compared import costs_table
+from abmll.report.source import Method, read
 
 
 def test_all_kinds_of_folders_have_one_shape(made, tmp_path):
@@ -32,6 +33,19 @@ def test_costs_are_those_that_are_known(made):
         "forwards": 1,
     }
     assert lora.cost["seconds_adapt"] == pytest.approx(1.7)
+
+
+def test_page_and_terminal_have_the_same_costs():
+    asked = {"seconds_train": 2.5, "passes_train": 360.0, "steps_adapt": 10.0, "forwards": 1.0}
+    method = Method("LoRA", (), {}, asked, "g", "LoRA", {})
+    head, ((_, *values),) = costs_table({"methods": {"LoRA": {"cost": asked}}})
+    assert head[1:] == [cost.heading for cost in costs.known([method])]
+    assert dict(zip(head[1:], values)) == {
+        "seconds to train": "2.5",
+        "passes to train": "360",
+        "steps a task": "10",
+        "forwards a prediction": "1",
+    }
 
 
 def test_other_seeds_of_one_system_are_one_row(made, tmp_path):
