@@ -154,7 +154,7 @@ def _part(number: int, found: Results, numbers: dict[str, int]) -> dict[str, Any
         "spread": _spread(tag, found, numbers),
         "steps": _steps(tag, found, numbers),
         "numbers": numbers,
-        "differ": differ,
+        "differ": settings.blocks(setting.methods, differ),
         "same": same,
     }
 
