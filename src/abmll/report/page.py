@@ -149,6 +149,7 @@ def _part(number: int, found: Results, numbers: dict[str, int]) -> dict[str, Any
         ],
         "cost_names": [c.heading for c in known],
         "cost_charts": _cost_charts(tag, found, numbers),
+        "shapes": {name: charts.shape(i) for name, i in numbers.items()},
         "tasks": by_task(dict(found.scored), bins),
         "foreign": _foreign(found),
         "spread": _spread(tag, found, numbers),

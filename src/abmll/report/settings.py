@@ -14,7 +14,8 @@ from abmll.report.source import Method
 ABSENT = "-"
 BLOCK = 6  # methods of one table: what a printed page, or a screen, has room for
 _Rows = list[tuple[str, list[str]]]
-_LATENTS = {"log_variance": ("output", "factor", "weight"), "learn_log_c": ("output",), "b_variance": ("factor",)}
+LATENTS = ("output", "factor", "weight", "point")
+_OF_LATENTS = {"log_variance": LATENTS[:3], "learn_log_c": ("output",), "b_variance": ("factor",)}
 
 
 def flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -31,12 +32,14 @@ def is_read(name: str, config: Mapping[str, Any]) -> bool:
     group, _, rest = name.partition(".")
     key = rest.partition(".")[0]
     within = config.get(group)
-    chosen = within.get("latent" if group == "adapter" else "name") if isinstance(within, Mapping) else None
+    chosen = str(within.get("latent" if group == "adapter" else "name")) if isinstance(within, Mapping) else ""
     if group == "meta" and chosen in META:
         return key == "name" or (chosen != "none" and key in COMMON | _used_by_learner(chosen))
     if group == "posterior" and chosen in POSTERIORS:
         return key in used_by_posterior(chosen)
-    return group != "adapter" or chosen is None or chosen in _LATENTS.get(key, (chosen,))
+    if group == "adapter" and chosen in LATENTS:
+        return chosen in _OF_LATENTS.get(key, LATENTS)
+    return True
 
 
 def _used_by_learner(name: str) -> frozenset[str]:
