@@ -63,6 +63,8 @@ def test_mistakes_are_one_line(call, tmp_path):
         ((a, c, "--output", tmp_path / "o"), "--common_only"),
         ((a, "--baseline", "x"), "unknown baseline 'x'"),
         ((a, "--scope", "all tasks"), "--scope"),
+        ((a, "--output", "/dev/null/page"), "/dev/null"),
+        ((a, "--output", "/proc/page"), "cannot be written"),
     ):
         status, out, err = call(*arguments)
         assert (status, out, len(err.splitlines())) == (2, "", 1), err

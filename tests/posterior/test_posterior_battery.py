@@ -1,6 +1,7 @@
 """What every posterior promises, on every latent that can carry it."""
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from abmll.errors import UserError
 from abmll.experiment.models import enable_checkpointing
 from abmll.hashing import stable_hash
 from abmll.posterior import NonFiniteLossError, PosteriorConfig, base, make_posterior
+from abmll.posterior.config import used_settings
 from abmll.posterior.objective import adamw, descend
 from abmll.posterior.settings import Inducing
 from abmll.predict import predict
@@ -343,3 +345,23 @@ def test_the_mean_of_an_output_latent_carries_them_too(name, fitted):
     assert all(torch.equal(t, start[k]) for k, t in posterior.tensors.items() if "logvar" in k)
     assert any(not torch.equal(t, start[k]) for k, t in posterior.tensors.items())
     assert (prediction.log_probs.var(1, correction=0).mean() > 1e-9) == (name != "map")
+
+
+@battery
+def test_a_posterior_reads_the_settings_it_is_said_to_read(name, latent, fitted, monkeypatch):
+    posterior = fitted(name, latent, fit=False)
+    read, plain = set(), PosteriorConfig.__getattribute__
+    monkeypatch.setattr(
+        PosteriorConfig, "__getattribute__", lambda self, key: read.add(key) or plain(self, key), raising=False
+    )
+    posterior.fit(SUPPORT, seed=1)
+    predict(posterior, QUERY)
+    monkeypatch.undo()
+    fixed = {"scope"} if latent in ("point", "factor") else set()  # passed on, and read by the other latents alone
+    if name in ("none", "point", "map"):
+        fixed |= {"samples", "scope"}  # a point has one draw, however many are asked for, and no noise
+    if name == "none":
+        fixed |= {"lr"}  # of an optimiser that takes no step
+    read &= {f.name for f in fields(PosteriorConfig)}
+    assert read - fixed <= used_settings(name)
+    assert used_settings(name) - read <= {"name", "prior_variance", "scope", "kl", "beta"}

@@ -91,15 +91,16 @@ def foreign(folder: Path) -> Path:
     return folder
 
 
-def stepped(folder: Path, steps: int, skill: float) -> Path:
-    """A comparison whose one method was adapted with so many steps."""
-    for outcome in outcomes("LoRA", skill, [f"t{i}" for i in range(6)], (1, 2)):
-        store(folder / "methods/LoRA", outcome)
-    config = {"meta": {"name": "multitask"}, "posterior": {"name": "point", "steps": steps}}
+def stepped(folder: Path, steps: int, skill: float, others=(), **changes) -> Path:
+    """A comparison whose methods were adapted with so many steps: LoRA and `others`, which know more."""
+    methods = {}
+    for i, name in enumerate(("LoRA", *others)):
+        for outcome in outcomes(name, skill + i, [f"t{i}" for i in range(6)], (1, 2)):
+            store(folder / "methods" / name, outcome)
+        config = {"meta": {"name": "multitask"}, "posterior": {"name": "point", "steps": steps}}
+        methods[name] = {"folder": f"methods/{name}", "config": config}
     result = {"kind": "compare", "suite": "small", "suite_hash": "abc", "shots": 16, "query": 30, "seeds": [1, 2]}
-    folders.write_json(
-        folder / "compare.json", result | {"methods": {"LoRA": {"folder": "methods/LoRA", "config": config}}}
-    )
+    folders.write_json(folder / "compare.json", result | {"methods": methods} | changes)
     return folder
 
 

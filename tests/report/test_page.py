@@ -7,6 +7,7 @@ import pytest
 
 from abmll.errors import UserError
 from abmll.metrics import summarise
+from abmll.report import charts
 from abmll.report.page import make_report
 from abmll.report.results import METRICS, results
 from abmll.report.source import read
@@ -212,3 +213,22 @@ def test_only_reports_are_replaced(made, tmp_path):
     with pytest.raises(UserError, match="unknown baseline 'nobody'"):
         make_report(source, tmp_path / "new", baseline="nobody", n_boot=10)
     assert not (tmp_path / "new").exists()
+
+
+def test_marks_in_strips_are_those_of_the_legend(made, report, tmp_path):
+    seen = {(charts.look(i)["color"], charts.look(i)["marker"]) for i in range(100)}
+    assert len(seen) == 100  # where colours begin again, another shape tells the methods apart
+    paths = [made.evaluation(tmp_path / f"m{i}", f"m{i}", seeds=(1,)) for i in range(12)]
+    text = make_report(read(paths), tmp_path / "page", n_boot=5)[0].read_text(encoding="utf-8")
+    strip = text[text.index('<span class="strip"') :]
+    strip = strip[: strip.index("</summary>")]
+    marks = re.findall(r'<i class="k(\d+)" title="(\w+)" style="[^"]*var\(--m(\d+)\)', strip)
+    assert [name for _, name, _ in marks] == [f"m{i}" for i in range(12)]
+    for i, (shape, _, colour) in enumerate(marks):
+        assert charts.look(i)["marker"] == charts.MARKERS[int(shape)]
+        assert int(colour) == i % 10
+    height = {
+        n: re.search(r'class="strip"[^>]*min-height:([\d.]+)rem', t)[1] for n, t in ((4, report.html), (12, text))
+    }
+    assert float(height[12]) == pytest.approx(3 * float(height[4]), abs=0.2)  # room for every method's row
+    assert all(f".k{i} {{" in text for i in range(len(charts.MARKERS)))

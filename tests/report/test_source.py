@@ -1,7 +1,9 @@
 import pytest
 
 from abmll.errors import UserError
-from abmll.report.source import read
+from abmll.report import costs, naming
+from abmll.report.compared import costs_table
+from abmll.report.source import Method, read
 
 
 def test_all_kinds_of_folders_have_one_shape(made, tmp_path):
@@ -33,12 +35,37 @@ def test_costs_are_those_that_are_known(made):
     assert lora.cost["seconds_adapt"] == pytest.approx(1.7)
 
 
+def test_page_and_terminal_have_the_same_costs():
+    asked = {"seconds_train": 2.5, "passes_train": 360.0, "steps_adapt": 10.0, "forwards": 1.0}
+    method = Method("LoRA", (), {}, asked, "g", "LoRA", {})
+    head, ((_, *values),) = costs_table({"methods": {"LoRA": {"cost": asked}}})
+    assert head[1:] == [cost.heading for cost in costs.known([method])]
+    assert dict(zip(head[1:], values)) == {
+        "seconds to train": "2.5",
+        "passes to train": "360",
+        "steps a task": "10",
+        "forwards a prediction": "1",
+    }
+
+
 def test_other_seeds_of_one_system_are_one_row(made, tmp_path):
     a, b = made.evaluation(tmp_path / "a"), made.evaluation(tmp_path / "b", seeds=(3,))
     (method,) = read([a, b]).settings[0].methods
     assert {c.seed for c in method.cells} == {1, 2, 3}
     other = made.evaluation(tmp_path / "c", config_hash="other")
     assert [m.name for m in read([a, other]).settings[0].methods] == ["LoRA (a)", "LoRA (c)"]
+
+
+def test_namesakes_in_folders_of_one_name_are_rows_of_their_own(made, tmp_path):
+    paths = [made.evaluation(tmp_path / place, config_hash=place) for place in ("a/g", "b/g", "c/h")]
+    assert [m.name for m in read(paths).settings[0].methods] == ["LoRA (a/g)", "LoRA (b/g)", "LoRA (h)"]
+    again = made.evaluation(tmp_path / "d/g", seeds=(3,), config_hash="b/g")
+    rows = read([*paths[:2], again]).settings[0].methods
+    assert {m.name: len(m.cells) for m in rows} == {"LoRA (a/g)": 14, "LoRA (b/g)": 21}
+    assert naming.short([tmp_path / "x/a/g", tmp_path / "y/a/g"]) == {
+        tmp_path / "x/a/g": "x/a/g",
+        tmp_path / "y/a/g": "y/a/g",
+    }
 
 
 def test_cells_beyond_the_result_are_left_out(made, tmp_path):

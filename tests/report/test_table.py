@@ -5,7 +5,10 @@ import pytest
 
 from abmll.metrics import Cell, summarise
 from abmll.metrics.table import Estimate
-from abmll.report.table import Column, grid, markdown, terminal
+from abmll.report.compared import terminal_table
+from abmll.report.per_task import TASK_COLUMNS
+from abmll.report.results import METRICS
+from abmll.report.table import COLUMNS, Column, grid, markdown, terminal
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,27 @@ def test_a_number_without_an_interval_stands_alone():
     assert column.cell(None) == "-"
     assert column.cell(Estimate(0.5, None, None, None, None, 1, 1)) == "0.500"
     assert column.cell(Estimate(0.5, 0.25, 0.75, None, None, 2, 2)) == "0.500 [0.25, 0.75]"
+
+
+@pytest.mark.parametrize("width", [40, 110])
+def test_no_heading_is_cut_in_a_word(width):
+    from io import StringIO
+
+    from rich.console import Console
+
+    text, head = StringIO(), ["method", *["trainable parameters", "forwards a prediction"] * 4]
+    table = terminal_table("costs", head, [["pretrained-adapted", *["1,234,567,890"] * 8]])
+    Console(file=text, width=width).print(table, crop=False)
+    assert "…" not in text.getvalue()
+    words = text.getvalue().split()
+    assert [words.count(w) for w in ("parameters", "prediction", "1,234,567,890")] == [4, 4, 8]
+
+
+def test_every_table_has_the_metrics_in_one_order():
+    shown = [column.metric for column in METRICS]
+    assert shown[:3] == ["accuracy", "pooled_ece", "nll"]
+    assert [column.metric for column in COLUMNS] == shown[: len(COLUMNS)]
+    assert [c.metric for c in TASK_COLUMNS] == [m.replace("pooled", "task") for m in shown if m != "aurc"]
 
 
 def test_the_terminal_table_fits_into_80_characters(summary):

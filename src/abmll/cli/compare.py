@@ -140,7 +140,7 @@ def _show(summary: Summary, result: dict[str, Any], output: Path) -> None:
         ("costs: means over cells, memory at its highest", costs_table(result)),
     ):
         if rows:
-            console.print(terminal_table(title, head, rows))
+            console.print(terminal_table(title, head, rows), crop=False)
             parts.append(f"**{title}**\n\n{markdown_table(head, rows)}")
     write_whole(output / "table.md", "\n".join(parts))
 

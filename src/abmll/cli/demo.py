@@ -108,8 +108,8 @@ def show(made: Plan, summary: Summary, output: Path, seconds: float) -> None:
     from rich.console import Console
 
     from abmll.experiment.demo import ceiling
-    from abmll.report.results import p_text
     from abmll.report.table import MAIN_COLUMNS, terminal
+    from abmll.report.words import p_text
 
     console = Console(width=None if sys.stdout.isatty() else 96)
     console.print(terminal(summary, MAIN_COLUMNS, ceiling(made)))

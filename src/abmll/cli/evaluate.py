@@ -99,7 +99,7 @@ def evaluate(
     text = markdown(summary)
     head, rows = foreign_table(summary)
     if rows:
-        console.print(terminal_table(FOREIGN, head, rows))
+        console.print(terminal_table(FOREIGN, head, rows), crop=False)
         text += f"\n**{FOREIGN}**\n\n{markdown_table(head, rows)}"
     write_whole(output / "table.md", text)
     result = folders.read_json(output / folders.RESULT)

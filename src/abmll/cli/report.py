@@ -28,7 +28,8 @@ def report(
         scope: whom the intervals speak of.
         bins: bins of the calibration error.
         mixed: put different suites or protocols on one page, a table each, instead of refusing.
-        common_only: leave out tasks and seeds that a method lacks, instead of refusing.
+        common_only: leave out tasks and seeds that a method lacks, instead of refusing; so is done anyway where a
+            comparison names cells that failed.
         overwrite: replace files that are no report.
     """
     from abmll.report.page import make_report

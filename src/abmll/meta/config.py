@@ -10,6 +10,8 @@ from abmll.errors import UserError, unknown
 from abmll.settings import check_number, check_types
 
 META = ("none", "abmll", "reptile", "maml", "multitask", "sequential")
+# Settings that every learner reads.
+COMMON = frozenset({"name", "episodes", "inner_steps", "batch_size", "examples_per_task", "in_context"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,8 @@ class MetaConfig:
 
     def refuse_unused(self, used: Collection[str]) -> None:
         """UserError for a setting that was changed although the learner does not use it."""
-        common = {"name", "episodes", "inner_steps", "batch_size", "examples_per_task", "in_context"}
         for field in fields(self):
-            if field.name not in common | set(used) and getattr(self, field.name) != field.default:
+            if field.name not in COMMON | set(used) and getattr(self, field.name) != field.default:
                 raise UserError(
                     f"{field.name} = {getattr(self, field.name)!r} has no meaning for meta-learner "
                     f"{self.name!r}; leave it out"

@@ -14,6 +14,21 @@ Name = Literal[
 ]
 POSTERIORS = Name.__args__  # type: ignore[attr-defined]
 USE_WEIGHT_PRIOR = ("map", "laplace", "blob")  # those that a Gaussian over the weights around the start can serve
+_FIT = ("steps", "batch_size", "lr")
+_USED = {
+    "none": (),
+    "point": _FIT,
+    "map": (*_FIT, "prior_variance"),
+    "variational": (*_FIT, "beta", "adapt_kl", "kl", "draw", "scope", "samples"),
+    "laplace": (*_FIT, "prior_variance", "laplace", "samples"),
+    "blob": (*_FIT, "prior_variance", "blob", "samples"),
+    **{name: (*_FIT, name, "samples") for name in ("swag", "inducing", "tfb", "dropout", "ensemble")},
+}
+
+
+def used_settings(name: str) -> frozenset[str]:
+    """The settings of PosteriorConfig that this posterior reads, groups by the group's name."""
+    return frozenset(("name", *_USED[name]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,25 @@ from abmll.report.svg import N_METHODS, PAGE, drawing, inline_svg, method_colour
 from abmll.report.table import Column
 
 _SIZE = (4.5, 3.0)  # inches of 72 units; about one to one on a phone
+# A shape each; the page's style sheet draws the same ones as .k0, .k1 ...
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
+def shape(index: int) -> int:
+    """The place in MARKERS of method number `index`: where colours begin again, shapes are shifted by one."""
+    return (index + index // N_METHODS) % len(MARKERS)
+
+
 def look(index: int) -> dict[str, Any]:
-    """Colour, line and marker of the page's method number `index`: two of the three tell methods apart in grey."""
+    """Colour, line and marker of the page's method number `index`: two of the three tell methods apart in grey.
+
+    Colour and marker together are those of one method alone, up to a hundred methods.
+    """
     return {
         "color": method_colour(index),
         "linestyle": _DASHES[(index + index // N_METHODS) % len(_DASHES)],
-        "marker": MARKERS[index % len(MARKERS)],
+        "marker": MARKERS[shape(index)],
     }
 
 

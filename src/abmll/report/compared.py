@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from abmll.metrics.table import Summary
-from abmll.report.costs import COSTS, Cost
-from abmll.report.results import SHIFT, p_text
+from abmll.report.costs import COSTS
+from abmll.report.results import SHIFT
 from abmll.report.table import MAIN_COLUMNS
+from abmll.report.words import p_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Lines = tuple[list[str], list[list[str]]]
 """A heading and rows of text."""
-
-_ADAPTED = (
-    Cost("passes_train", "passes to train", "{:,.0f}".format),
-    Cost("steps_adapt", "steps a task", "{:g}".format),
-)
 
 
 def differences(summary: Summary) -> Lines:
@@ -48,7 +44,7 @@ def foreign_table(summary: Summary) -> Lines:
 def costs_table(result: Mapping[str, Any]) -> Lines:
     """One row a method of `compare.json`, one column a cost that some method tells."""
     methods: Mapping[str, Any] = result["methods"]
-    shown = [c for c in (*COSTS[:2], *_ADAPTED, *COSTS[2:]) if any(c.key in m["cost"] for m in methods.values())]
+    shown = [c for c in COSTS if any(c.key in m["cost"] for m in methods.values())]
     rows = [
         [name, *(cost.text(m["cost"][cost.key]) if cost.key in m["cost"] else "-" for cost in shown)]
         for name, m in methods.items()
@@ -69,7 +65,9 @@ def terminal_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
+        # text wraps between its words, never in one: where they need more than the screen, the screen wraps them
+        widest = max(len(word) for text in (name, *(row[i] for row in rows)) for word in text.split())
+        table.add_column(name, justify="right" if i else "left", no_wrap=i == 0, min_width=widest if i else None)
     for row in rows:
         table.add_row(*row)
     return table

@@ -32,6 +32,8 @@ def _gigabytes(value: float) -> str:
 COSTS = (
     Cost("trainable_parameters", "trainable parameters", _count),
     Cost("seconds_train", "seconds to train", _seconds),
+    Cost("passes_train", "passes to train", _count),
+    Cost("steps_adapt", "steps a task", "{:g}".format),
     Cost("seconds_adapt", "seconds to adapt", _seconds),
     Cost("seconds_predict", "seconds to answer", _seconds),
     Cost("forwards", "forwards a prediction", _seconds),

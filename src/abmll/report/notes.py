@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abmll.report.results import Results
+from abmll.report.words import listed
 
 
 def reading_notes(found: Results) -> list[str]:
@@ -25,11 +26,13 @@ def reading_notes(found: Results) -> list[str]:
             f"Best: the best value. Tied: the difference from the best is not resolved at {s.alpha:.0%} by a test "
             "paired over tasks, after Holm over the methods; the best was picked after the fact."
         )
-    if found.baseline is not None:
+    if found.baselines:
         tests = sorted({"swap" if c.test == "swap" else c.test for c in s.comparisons})
+        whom = listed(list(found.baselines))
+        each = "" if len(found.baselines) == 1 else ", each with the rows of its own folder"
         notes.append(
-            f"Better and worse: against {found.baseline}, paired over tasks ({', '.join(tests)} test), p after Holm "
-            "over the methods within each metric. Not resolved is not the same as equal."
+            f"Better and worse: against {whom}{each}, paired over tasks ({', '.join(tests)} test), p after Holm over "
+            "the methods within each metric. Not resolved is not the same as equal."
         )
     elif not one:
         notes.append("No baseline was named, so no method is compared with one; --baseline NAME does.")

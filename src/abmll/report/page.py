@@ -9,13 +9,16 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.metrics.resampling import Scope
-from abmll.report import charts, costs, settings, spread, steps
+from abmll.report import baselines, charts, costs, settings, spread, steps
+from abmll.report.headlines import headlines
 from abmll.report.notes import reading_notes
 from abmll.report.per_task import TASK_COLUMNS, by_task
-from abmll.report.results import METRICS, Results, headlines, p_text, results
+from abmll.report.results import METRICS, Results, results
 from abmll.report.source import Setting, Source
 from abmll.report.text import csv_report, markdown_report
+from abmll.report.words import listed, p_text
 from abmll.tasks.files import write_whole
+from abmll.whole import writable
 
 GENERATOR = '<meta name="generator" content="abmll report">'
 NAME = "report.html"
@@ -39,10 +42,10 @@ def make_report(
     Args:
         source: what was read.
         target: the HTML file, or a folder for `report.html`; Markdown and CSV take its name.
-        baseline: the method that others are compared with; None: what the result names, else `LoRA` if there is one.
+        baseline: the row or label that others are compared with; None: what the result names, else `LoRA`.
         scope: whom the intervals speak of.
         bins: bins of the ECE.
-        common_only: leave out cells that another method lacks.
+        common_only: leave out cells that another method lacks; so is it where a result names cells that failed.
         overwrite: replace files that are no report of ours.
         n_boot: bootstrap replicates.
 
@@ -50,12 +53,19 @@ def make_report(
         The three files.
 
     Raises:
-        UserError: a target that is in the way, or whatever `summarise` refuses.
+        UserError: a target that is in the way or cannot be written, or whatever `summarise` refuses.
     """
     paths = _targets(target, overwrite)
-    named = _baselines(source, baseline)
+    named = baselines.choose(source, baseline)
     found = [
-        results(setting, baseline=name, scope=scope, bins=bins, common_only=common_only, n_boot=n_boot)
+        results(
+            setting,
+            baseline=name,
+            scope=scope,
+            bins=bins,
+            common_only=common_only or setting.incomplete,
+            n_boot=n_boot,
+        )
         for setting, name in zip(source.settings, named)
     ]
     texts = (render(source, found), markdown_report(source, found), csv_report(found))
@@ -74,16 +84,8 @@ def _targets(target: Path, overwrite: bool) -> list[Path]:
     for folder in page.parents:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file, so {page} cannot be written; choose another --output")
+    writable(page)
     return paths
-
-
-def _baselines(source: Source, baseline: str | None) -> list[str | None]:
-    """The baseline of each setting: a name that was given must be in one of them, and serves where it is."""
-    wanted = [baseline] if baseline is not None else [name for name in (source.baseline, "LoRA") if name]
-    names = [[method.name for method in setting.methods] for setting in source.settings]
-    if baseline is not None and not any(baseline in each for each in names):
-        return [baseline for _ in names]  # summarise refuses it and names what there is
-    return [next((w for w in wanted if w in each and len(each) > 1), None) for each in names]
 
 
 def render(source: Source, found: Sequence[Results]) -> str:
@@ -147,12 +149,13 @@ def _part(number: int, found: Results, numbers: dict[str, int]) -> dict[str, Any
         ],
         "cost_names": [c.heading for c in known],
         "cost_charts": _cost_charts(tag, found, numbers),
+        "shapes": {name: charts.shape(i) for name, i in numbers.items()},
         "tasks": by_task(dict(found.scored), bins),
         "foreign": _foreign(found),
         "spread": _spread(tag, found, numbers),
         "steps": _steps(tag, found, numbers),
         "numbers": numbers,
-        "differ": differ,
+        "differ": settings.blocks(setting.methods, differ),
         "same": same,
     }
 
@@ -168,8 +171,8 @@ def _facts(found: Results) -> str:
     if setting.shots is not None:
         parts.append(f"{some(setting.shots, 'labelled example')} a task")
     parts.append(f"{first.n_examples:,} predictions of each method")
-    if found.baseline is not None:
-        parts.append(f"baseline {found.baseline}")
+    if found.baselines:
+        parts.append(f"baseline {listed(list(found.baselines))}")
     return " · ".join(parts)
 
 

@@ -13,8 +13,8 @@ from abmll.report.table import Column
 
 TASK_COLUMNS = (
     Column("accuracy", "accuracy %", 100.0, 1),
-    Column("nll", "NLL"),
     Column("task_ece", "ECE"),
+    Column("nll", "NLL"),
     Column("brier", "Brier"),
     Column("auroc", "AUROC"),
 )

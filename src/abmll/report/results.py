@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from abmll.metrics import Comparison, Estimate, Summary, summarise
+from abmll.metrics import Cell, Comparison, Estimate, Summary, summarise
 from abmll.metrics.catalogue import Better
 from abmll.metrics.cells import Scored, grid
 from abmll.metrics.resampling import Scope
+from abmll.report.baselines import groups
 from abmll.report.source import Setting
 from abmll.report.table import COLUMNS, Column
 
-METRICS = (
-    COLUMNS[0],
-    COLUMNS[2],
-    COLUMNS[1],
-    COLUMNS[3],
-    Column("aurc", "AURC"),
-    Column("auroc", "AUROC"),
-)
+METRICS = (*COLUMNS, Column("aurc", "AURC"), Column("auroc", "AUROC"))
 SHIFT = (
     Column("ood_confidence", "confidence"),
     Column("ood_entropy", "entropy"),
@@ -80,9 +74,12 @@ class Results:
         return tuple(column for column in columns if column.metric in metrics)
 
     @property
-    def baseline(self) -> str | None:
-        """What the methods are compared with."""
-        return next((c.baseline for c in self.summary.comparisons), None)
+    def baselines(self) -> dict[str, tuple[str, ...]]:
+        """What methods are compared with -> those methods; more than one where several folders are on the page."""
+        found: dict[str, dict[str, None]] = {}
+        for c in self.summary.comparisons:
+            found.setdefault(c.baseline, {})[c.method] = None
+        return {name: tuple(methods) for name, methods in found.items()}
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -115,7 +112,7 @@ def results(
 
     Args:
         setting: its methods have the cells.
-        baseline: as in `summarise`.
+        baseline: the name of a row, or the label of several (`baselines.groups`); None: no comparisons.
         scope: as in `summarise`.
         bins: as in `summarise`; 10 more are given beside 15, and 15 beside any other number.
         common_only: as in `summarise`.
@@ -125,10 +122,11 @@ def results(
         UserError: as `summarise`.
     """
     cells = [cell for method in setting.methods for cell in method.cells]
+    checked = grid(cells, common_only=common_only)
 
-    def against(name: str | None) -> Summary:
+    def against(name: str | None, of: Sequence[Cell] = cells) -> Summary:
         return summarise(
-            cells,
+            of,
             baseline=name,
             scope=scope,
             bins=bins,
@@ -137,9 +135,17 @@ def results(
             common_only=common_only,
         )
 
-    summary = against(baseline)
+    compared = {} if baseline is None else groups(setting, baseline)
+    single = next((name for name, others in compared.items() if len(others) + 1 == len(checked.methods)), None)
+    summary = against(single)
+    if single is None:
+        comparisons: list[Comparison] = []
+        for name, others in compared.items():
+            members = [s.cell for (method, _, _), s in checked.cells.items() if method in (name, *others)]
+            comparisons += against(name, members).comparisons
+        summary = replace(summary, comparisons=tuple(comparisons))
     best = {column.metric: _best(summary, column.metric) for column in (*METRICS, *SHIFT)}
-    rivals = {name: summary if name == baseline else against(name) for names in best.values() for name in names[:1]}
+    rivals = {name: summary if name == single else against(name) for names in best.values() for name in names[:1]}
     marks: dict[tuple[str | None, str, str], Mark] = {}
     for metric, names in best.items():
         marks |= {(None, name, metric): "best" for name in names}
@@ -149,7 +155,7 @@ def results(
         for family in dict.fromkeys(row.family for row in summary.families):
             marks |= {(family, name, metric): "best" for name in _best(summary, metric, family)}
     cells_of: dict[str, list[Scored]] = {}
-    for (name, _, _), one in grid(cells, common_only=common_only).cells.items():
+    for (name, _, _), one in checked.cells.items():
         cells_of.setdefault(name, []).append(one)
     return Results(setting, summary, cells_of, marks if len(summary.rows) > 1 else {})
 
@@ -162,35 +168,3 @@ def _best(summary: Summary, metric: str, family: str | None = None) -> list[str]
         return []
     top = (max if BETTER[metric] == "higher" else min)(values.values())
     return [method for method, value in values.items() if value == top]
-
-
-def headlines(found: Results) -> list[str]:
-    """For accuracy, NLL and pooled ECE: the best method, and what can be said of it against the baseline."""
-    lines = []
-    for column in METRICS[:3]:
-        names = [m for m in found.methods if found.marks.get((None, m, column.metric)) == "best"]
-        if len(names) != 1:
-            continue
-        (name,) = names
-        tied = [m for m in found.methods if found.marks.get((None, m, column.metric)) == "tied"]
-        word = "Highest" if BETTER[column.metric] == "higher" else "Lowest"
-        text = (
-            f"{word} {column.heading.replace(' %', ' (%)')}: {name}, {column.cell(found.estimate(name, column.metric))}"
-        )
-        text += f"; not resolved from {_listed(tied)}" if tied else ""
-        c = found.comparison(name, column.metric)
-        if c is not None:
-            text += f". Against {c.baseline}: {column.difference(c)}, {c.verdict} ({p_text(c.p_holm)})"
-        lines.append(f"{text}.")
-    return lines
-
-
-def p_text(p: float | None) -> str:
-    """A p value after Holm as text."""
-    if p is None:
-        return "no p"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

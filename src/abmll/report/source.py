@@ -13,6 +13,8 @@ from abmll.errors import UserError
 from abmll.experiment import folders
 from abmll.experiment.stored import load_cells
 from abmll.metrics import Cell
+from abmll.report import naming
+from abmll.report.caveats import caveats, failures
 
 COMPARE = "compare.json"
 
@@ -52,6 +54,7 @@ class Setting:
         methods: in the order they were given.
         ceiling: for "all" and every family, metric -> the value that nobody can beat; empty where unknown.
         foreign: which questions from outside their tasks were asked, by name; empty where none were.
+        incomplete: whether a result names cells that failed: methods are then compared on those that all have.
     """
 
     suite: str
@@ -61,6 +64,7 @@ class Setting:
     methods: tuple[Method, ...]
     ceiling: Mapping[str, Mapping[str, float]]
     foreign: Mapping[str, Any]
+    incomplete: bool = False
 
     @property
     def title(self) -> str:
@@ -113,7 +117,7 @@ def read(paths: Sequence[Path], *, mixed: bool = False) -> Source:
 
     Args:
         paths: the folders. The same method in several folders is one row if settings and prior are the same (other
-            seeds or tasks of it); else its name is followed by the folder's.
+            seeds or tasks of it); else its name is followed by the folder's, as `naming.rows` says.
         mixed: put different suites or protocols side by side, each with a table of its own, instead of refusing.
 
     Raises:
@@ -129,13 +133,14 @@ def read(paths: Sequence[Path], *, mixed: bool = False) -> Source:
     for other in found[1:]:
         if not mixed:
             _refuse_other(found[0], other)
+    called = naming.short(paths)
     groups: dict[tuple[Any, ...], list[_Found]] = {}
     for method in found:
         groups.setdefault(_key(method), []).append(method)
     return Source(
         settings=tuple(_setting(groups[key]) for key in _in_order(list(groups))),
         origins=tuple(_origin(path, content) for path, content in zip(paths, contents)),
-        notes=tuple(note for path, content in zip(paths, contents) for note in _notes(path, content)),
+        notes=tuple(note for path, content in zip(paths, contents) for note in caveats(called[path], content)),
         baseline=next((str(c["baseline"]) for c in contents if c.get("baseline")), None),
     )
 
@@ -160,7 +165,8 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[_Found]:
     protocol = (str(content.get("suite", "")), content.get("suite_hash"), asked.get("shots"), asked.get("query"))
     if kind == "evaluation":
         name = str(content.get("method") or path.name)
-        same = json.dumps([content.get("config_hash"), content.get("prior_hash")])
+        hashes = [content.get("config_hash"), content.get("prior_hash")]
+        same = json.dumps(hashes) if any(hashes) else str(path.resolve())  # unknown settings are nobody else's
         return [_Found(name, path, path, content, content.get("config") or {}, {}, protocol, same)]
     if kind not in ("demo", "compare"):
         raise UserError(f"{path} holds a result of kind {kind!r}; evaluation, compare or demo is needed")
@@ -201,25 +207,19 @@ def _refuse_other(first: _Found, other: _Found) -> None:
 
 
 def _setting(group: Sequence[_Found]) -> Setting:
-    methods: list[Method] = []
-    kinds: dict[str, set[str]] = {}
-    for one in group:
-        kinds.setdefault(one.name, set()).add(one.same)
-    for one in group:
-        name = one.name if len(kinds[one.name]) == 1 else f"{one.name} ({one.folder.name})"
+    methods: dict[str, Method] = {}
+    for one, name in zip(group, naming.rows([(one.name, one.folder, one.same) for one in group])):
         method = _load(one, name)
-        at = next((i for i, m in enumerate(methods) if m.name == name), None)
-        if at is None:
-            methods.append(method)
-        else:
-            methods[at] = replace(methods[at], cells=methods[at].cells + method.cells)
+        before = methods.get(name)
+        methods[name] = method if before is None else replace(before, cells=before.cells + method.cells)
     suite, suite_hash, shots, query = group[0].protocol
     ceiling: Mapping[str, Mapping[str, float]] = next(
         (one.content["ceiling"] for one in group if one.content.get("ceiling")), {}
     )
     asked = [one.content.get("protocol") for one in group]
     foreign: Mapping[str, Any] = next((a["foreign"] for a in asked if isinstance(a, Mapping) and a.get("foreign")), {})
-    return Setting(suite, suite_hash, shots, query, tuple(methods), ceiling, foreign)
+    incomplete = any(failures(one.content) for one in group)
+    return Setting(suite, suite_hash, shots, query, tuple(methods.values()), ceiling, foreign, incomplete)
 
 
 def _load(found: _Found, name: str) -> Method:
@@ -254,21 +254,12 @@ def _load(found: _Found, name: str) -> Method:
     return Method(name, tuple(cell for cell, _ in kept), found.config, cost, str(found.folder), found.name, layers)
 
 
-_TOLD_ELSEWHERE = ("summary", "config", "methods", "ceiling", "paper", "tasks", "plan")
+_TOLD_ELSEWHERE = ("summary", "config", "methods", "ceiling", "paper", "tasks", "plan", "failures")
 
 
 def _origin(path: Path, content: Mapping[str, Any]) -> Origin:
     facts = {key: value for key, value in content.items() if key not in (*_TOLD_ELSEWHERE, "provenance")}
+    if "failures" in content:
+        facts["failures"] = len(failures(content))  # each is told in a note; tracebacks are for compare.json
     provenance = content.get("provenance")
     return Origin(str(path), {**facts, **(provenance if isinstance(provenance, Mapping) else {})})
-
-
-def _notes(path: Path, content: Mapping[str, Any]) -> list[str]:
-    notes = []
-    if content.get("truncated"):
-        notes.append(f"{path.name}: {content['truncated']} texts were cut to the model's maximum length")
-    if content.get("query_missing"):
-        notes.append(
-            f"{path.name}: {content['query_missing']} scored examples fewer than asked for; the tasks are small"
-        )
-    return notes

@@ -8,9 +8,10 @@ from io import StringIO
 from typing import Any
 
 from abmll.report.notes import reading_notes
-from abmll.report.results import METRICS, Results, p_text
+from abmll.report.results import METRICS, Results
 from abmll.report.source import Source
 from abmll.report.table import Column
+from abmll.report.words import p_text
 
 CSV_COLUMNS = (
     *("suite", "shots", "query", "family", "method", "metric", "value", "low", "high", "corrected", "calibrated"),
@@ -20,8 +21,8 @@ CSV_COLUMNS = (
 
 
 def markdown_report(source: Source, found: Sequence[Results]) -> str:
-    """A heading, a table of methods and metrics, and one of comparisons for each setting, and the notes."""
-    parts = []
+    """What the results say against themselves, then for each setting its tables and the notes to read them by."""
+    parts = ["".join(f"- {_cell(note)}.\n" for note in source.notes)] if source.notes else []
     for results in found:
         parts.append(f"## {_cell(results.setting.title)}\n")
         for family in (None, *results.families):
@@ -32,15 +33,13 @@ def markdown_report(source: Source, found: Sequence[Results]) -> str:
             rows = [[_cell(m), *_marked(results, m, None, results.shift)] for m in results.methods]
             title = "**AUROC for foreign questions**, by the uncertainty that tells them from the task's own"
             parts.append(f"{title}\n\n" + _table(["method", *(c.heading for c in results.shift)], rows))
-        if results.baseline is not None:
-            rows = [[_cell(m), *_compared(results, m)] for m in results.methods if m != results.baseline]
+        for baseline, methods in results.baselines.items():
+            rows = [[_cell(m), *_compared(results, m)] for m in methods]
             parts.append(
-                f"**Difference from {_cell(results.baseline)}**, and p after Holm over the methods\n\n"
+                f"**Difference from {_cell(baseline)}**, and p after Holm over the methods\n\n"
                 + _table(["method", *(c.heading for c in METRICS)], rows)
             )
         parts.append("".join(f"- {_cell(note)}\n" for note in reading_notes(results)))
-    if source.notes:
-        parts.append("".join(f"- {_cell(note)}\n" for note in source.notes))
     return "# abmll report\n\n" + "\n".join(parts)
 
 
