@@ -2,7 +2,8 @@
 
     y = W0 x + s B A (m o x) / (1 - p),    m_j ~ Bernoulli(1 - p)
 
-In training a text has one mask, all its tokens alike; in prediction a draw has one mask, all texts alike. A mask of the
+In training a text has one mask, all its tokens alike (a prompt is a text, and so is each option after it: what options
+share has one mask, packed or not); in prediction a draw has one mask, all texts alike. A mask of the
 input is a mask of A's columns, so a draw is a LoRA adapter of its own: A diag(m) / (1 - p). There is no prior: as for a
 point, the start is all that a learned start gives. The mean (no draws) is A itself, E[m / (1 - p)] being 1.
 """

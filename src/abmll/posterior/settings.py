@@ -23,7 +23,8 @@ class Laplace:
 
     Attributes:
         rank: k, columns that the large side of each Kronecker factor keeps.
-        precision: how the prior precision is found: `evidence` (marginal likelihood) or `fixed` (1 / prior_variance).
+        precision: how the prior precision is found: `evidence` (marginal likelihood) or `fixed` (1 / prior_variance;
+            give the variance that validation tasks choose).
         precision_steps: Adam steps on log precision.
         logit_draws: draws of the linearised logits' Gaussian that the predictive averages.
     """
@@ -43,7 +44,8 @@ class Blob:
 
     Attributes:
         mode: `elbo` (mean NLL + KL / N, one optimiser) or `paper` (separate rules for mean and deviation).
-        flipout: signs drawn per `sequence`, per `token`, or `none` (one draw a batch).
+        flipout: signs drawn per `sequence` (a text: a prompt, or an option after it), per `token`, or `none` (one draw
+            a batch).
         rho: upper end U of the start of rho ~ U(rho / sqrt 2, rho); the deviation is rho^2.
         rho_lr: rate of rho's own parameter group.
     """
