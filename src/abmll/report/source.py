@@ -254,7 +254,7 @@ def _load(found: _Found, name: str) -> Method:
     return Method(name, tuple(cell for cell, _ in kept), found.config, cost, str(found.folder), found.name, layers)
 
 
-_TOLD_ELSEWHERE = ("summary", "config", "methods", "ceiling", "paper", "tasks", "plan", "failures")
+_TOLD_ELSEWHERE = ("summary", "config", "methods", "ceiling", "paper", "tasks", "plan")
 
 
 def _origin(path: Path, content: Mapping[str, Any]) -> Origin:
