@@ -285,8 +285,11 @@ def suite_page(
     record |= {"missing": absent, "cells": cell_table(stored)}
     lines += ["", "### Missing cells", ""] + ([f"- {n}: {have}" for n, have in absent.items()] or ["None."])
     if suite_name == "cls":
-        record["grid"], more = grid_page(stored, tasks, tables[-1][0], draws)
-        lines += ["", *more]
+        record["grids"] = []
+        for seeds, _ in tables:
+            grid, more = grid_page(stored, tasks, seeds, draws)
+            record["grids"].append(grid)
+            lines += ["", *more]
     return record, [*lines, ""]
 
 
@@ -299,8 +302,9 @@ def grid_page(
     names = list(dict.fromkeys(names))
     cells = [cut(c, draws) for n in names for (_, seed), (c, _) in stored[n].items() if seed in seeds]
     summary = summarise(cells)
-    lines = ["### The grid: start x posterior", ""]
-    lines += [f"Seeds {' '.join(map(str, seeds))}; at most {draws} draws; laplace is analytic.", ""]
+    said = f"seeds {' '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    lines = [f"### The grid: start x posterior, {said}", ""]
+    lines += [f"At most {draws} draws; laplace is analytic.", ""]
     lines += grid_table(summary, names)
     record: dict[str, Any] = {"seeds": list(seeds), "draws": draws, "rows": [row.to_dict() for row in summary.rows]}
     for title, pairs in grid_pairs(names).items():
