@@ -86,6 +86,10 @@ class Bench:
 
         return hold_out_validation(load_suite(f"{self.data}/tasks:{name}"), seed=0)
 
+    def episodes(self, suite: str) -> int:
+        """Of meta-training on a suite, in the final runs."""
+        return EPISODES[suite]
+
     @cached_property
     def chosen(self) -> dict[str, Any]:
         """What the real run chose, from its committed scores (of those rates that have them)."""
@@ -317,14 +321,12 @@ def main() -> None:
         if stage == "report":
             from real_tables_report import write
 
-            write(bench, ORDERS, DRAWS, EPISODES, RESULTS)
+            write(bench, ORDERS, DRAWS, RESULTS)
             continue
-        for name in args.methods or ORDERS.get(
-            suite, ORDER
-        ):  # one after the other: each is usable as soon as it is done
+        for name in args.methods or ORDERS.get(suite, ORDER):  # each is usable as soon as it is done
             own = {name.removesuffix("+temperature"): bench.settings(name)}
             if seed:
-                plan = bench.plan(own, (name,), bench.suite(suite), (int(seed),), EPISODES[suite])
+                plan = bench.plan(own, (name,), bench.suite(suite), (int(seed),), bench.episodes(suite))
                 bench.do(plan, bench.work / suite)
             if suite == "cls" and name == "pretrained":
                 adopt(bench, args.real)

@@ -278,6 +278,7 @@ def test_shared_settings_reach_who_reads_them_and_own_ones_come_last():
         ([], "no method to compare"),
         (["lora+variational"], "method 'lora\\+variational'.*needs a variance"),
         (["none"], "unknown method 'none'"),
+        (["none+temperature"], "unknown method 'none'"),
         (["lora+empirical"], "'point' has no place for a prior over the weights"),
         (["abmll-factor+map+empirical"], "'factor' has learned a Gaussian"),
     ],

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from abmll.experiment.compare import News
     from abmll.metrics import Summary
 
+TAKES_RUNS = False  # a run has a method, which --methods names here
 GROUPS = ("model", "adapter", "scoring", "context", "meta", "posterior")
 
 

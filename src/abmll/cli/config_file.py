@@ -11,14 +11,14 @@ from abmll.errors import UserError
 from abmll.experiment.config import RunConfig, read_mapping
 
 
-def help_text(short: Mapping[str, tuple[str, ...]]) -> str:
-    """What `--config` takes, for a command with these short forms."""
-    if "--steps" not in short:
-        return "YAML file with any of these options, such as 'posterior: {steps: 5}'."
-    return (
-        "YAML file with any of these options, such as 'posterior: {steps: 5}', or short forms, such as 'steps: 5'. A "
-        "run's own config.yaml can be given: its groups of settings that this command does not have are passed over."
+def help_text(short: Collection[str], takes_runs: bool) -> str:
+    """What `--config` takes, for a command with these short forms that a run's settings can be given to, or not."""
+    forms = next((f", or short forms, such as '{s[2:]}: ...'" for s in ("--steps", "--model") if s in short), "")
+    text = f"YAML file with any of these options{forms}."
+    runs = (
+        " A run's own config.yaml can be given: its groups of settings that this command does not have are passed over."
     )
+    return text + runs if takes_runs else text
 
 
 def read_options(

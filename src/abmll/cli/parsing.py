@@ -50,7 +50,7 @@ def parse(module: ModuleType, name: str, about: str, argv: list[str]) -> dict[st
     function = getattr(module, name)
     groups: tuple[str, ...] = getattr(module, "GROUPS", ())
     short = _short_forms(groups, getattr(module, "STEPS", None))
-    parser = _parser(function, name, about, groups, short)
+    parser = _parser(function, name, about, groups, short, getattr(module, "TAKES_RUNS", True))
     options = [s for action in parser._actions for s in action.option_strings]
     known = [action.dest for action in parser._actions if action.dest not in ("config", "help", "print_config")]
 
@@ -105,7 +105,14 @@ def _expand(argv: list[str], short: Mapping[str, tuple[str, ...]], config: Calla
             yield f"--{name}={value}"
 
 
-def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short: Mapping[str, tuple[str, ...]]) -> Any:
+def _parser(
+    function: Any,
+    name: str,
+    about: str,
+    groups: tuple[str, ...],
+    short: Mapping[str, tuple[str, ...]],
+    takes_runs: bool,
+) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     forms = ", ".join(f"{s} = --{' and --'.join(to)}" for s, to in short.items())
@@ -117,7 +124,7 @@ def _parser(function: Any, name: str, about: str, groups: tuple[str, ...], short
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help=config_file.help_text(short))
+    parser.add_argument("--config", action=ActionConfigFile, help=config_file.help_text(short, takes_runs))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the one process.")
     hints, texts = get_type_hints(function), _documented(function, "Args")
     for parameter in inspect.signature(function).parameters.values():

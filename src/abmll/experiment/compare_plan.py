@@ -124,8 +124,10 @@ def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None
 def _same(folder: Path, wanted: dict[str, Any]) -> None:
     found = folders.read_json(folder / folders.IDENTITY)
     if odd := folders.difference(found, wanted):
+        name, before, now = odd
         raise UserError(
-            f"{folder} was begun with another {odd}; compare in another folder, or replace it with --overwrite"
+            f"{folder} was begun with another {name} ({before}, now {now}); compare in another folder, or replace it "
+            "with --overwrite"
         )
 
 

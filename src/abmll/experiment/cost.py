@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -52,7 +51,6 @@ def peak_memory(model: Any) -> Iterator[Peak]:
 
 
 def _forget_peak() -> None:
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc keeps freed memory resident; it would count as this block's
         trim(0)

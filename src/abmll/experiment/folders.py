@@ -30,8 +30,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any], name: str = "") -> str | None:
-    """The first setting of `now` that was another one before: "meta.inner_lr (0.001, now 0.1)"; None: all are the same.
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], name: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that was another one before: ("meta.inner_lr", 0.001, 0.1); None: all are the same.
 
     As JSON has them: a tuple is a list. What only `before` has is another setting too, but for the outermost names. A
     hash of a suite is said to be what it stands for.
@@ -44,7 +44,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], name: str = ""
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             return difference(old, value, full)
         said = "suite: its tasks, which are for validation, or their rows" if key == "suite_hash" else full
-        return f"{said} ({old}, now {value})"
+        return said, old, value
     return None
 
 

@@ -104,6 +104,10 @@ def methods_of(
             config = merge(config, own.get(_fitted(method.name), {}))
         except UserError as error:
             raise UserError(f"own settings of method {method.name!r}: {error}") from None
+        if method.config.context.shots and not config.context.shots:
+            raise UserError(
+                f"method {method.name!r}: it shows demonstrations, but context.shots = 0; leave that out, or the method"
+            )
         if config.meta.name == "none":
             config = replace(config, meta=MetaConfig("none"))  # nothing is learned: its settings say nothing
         done.append(_possible(replace(method, config=config)))
@@ -119,7 +123,7 @@ def _parsed(name: str) -> Method:
     extras = {EMPIRICAL: False, TEMPERATURE: False}
     while rest and rest[-1] in extras and not extras[rest[-1]]:
         extras[rest.pop()] = True
-    if first not in PRESETS and (first not in META or name == "none"):
+    if first not in PRESETS and (first not in META or (first == "none" and not rest)):
         raise unknown("method", first, dict.fromkeys([*PRESETS, *(m for m in META if m != "none")]))
     config = preset(first if first in PRESETS else default_preset(first))
     for posterior in rest[:1]:
@@ -181,8 +185,6 @@ def _possible(method: Method) -> Method:
         AbmllConfig(**asdict(config.adapter))
         check_meta_learner(config.meta, config.adapter.latent)
         check_posterior(config.posterior, config.adapter.latent)
-        if _parsed(method.name).config.context.shots and not config.context.shots:
-            raise UserError("it shows demonstrations, but context.shots = 0; leave that out, or the method")
         twice = config.meta.name == "maml" and config.meta.maml_order == 2
         if twice and config.model.gradient_checkpointing:
             raise UserError(
@@ -248,4 +250,7 @@ def budget(methods: Sequence[Method], shots: int) -> str:
 
 def _ends_without_data(config: RunConfig) -> bool:
     """Whether an episode's last step needs no examples: towards the adapted weights, or of a KL between weights."""
-    return config.meta.name == "reptile" or (config.meta.name == "abmll" and config.adapter.latent != "output")
+    from abmll.adapter.latents import LATENTS
+
+    reads = LATENTS[config.adapter.latent].uses_inputs
+    return config.meta.name == "reptile" or (config.meta.name == "abmll" and not reads)

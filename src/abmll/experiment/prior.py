@@ -174,14 +174,8 @@ def _open_run(folder: Path, config: RunConfig, resume: bool, overwrite: bool, fa
 
 
 def _same_run(folder: Path, config: RunConfig) -> None:
-    saved = asdict(read_yaml(folder / folders.CONFIG))
-    for part, values in asdict(config).items():
-        if saved[part] == values:
-            continue
-        pairs = [(part, saved[part], values)]
-        if isinstance(values, dict):
-            pairs = [(f"{part}.{name}", saved[part].get(name), v) for name, v in values.items()]
-        name, before, now = next(pair for pair in pairs if pair[1] != pair[2])
+    if odd := folders.difference(asdict(read_yaml(folder / folders.CONFIG)), asdict(config)):
+        name, before, now = odd
         raise UserError(
             f"{folder} was begun with other settings: {name} = {before!r}, now {now!r}; resume with the same ones, or "
             "start anew elsewhere"

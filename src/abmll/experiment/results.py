@@ -139,8 +139,10 @@ def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool)
     if resume and (folder / IDENTITY).is_file():
         before = folders.read_json(folder / IDENTITY)
         if odd := folders.difference(before, identity):
+            name, old, now = odd
             raise UserError(
-                f"{folder} was begun with another {odd}; evaluate into another folder, or replace it with --overwrite"
+                f"{folder} was begun with another {name} ({old}, now {now}); evaluate into another folder, or replace "
+                "it with --overwrite"
             )
         return folder
     if (folder / IDENTITY).is_file() and not overwrite:

@@ -39,10 +39,15 @@ class Member(Point):
         """Phi <- start, or an A of the member's own where the start is not learned."""
         optimizer = super().begin(support, seed)
         start = state.read(self.model, state.TASK)
-        if self.number and not any(t.any() for name, t in start.items() if name.endswith(".abmll_B")):
+        if self.number and not is_learned(start):
             fresh = {name: own_start(t, seed, name) for name, t in start.items() if name.endswith(".abmll_A")}
             state.write(self.model, state.TASK, start | fresh)
         return optimizer
+
+
+def is_learned(start: state.State) -> bool:
+    """Whether a start changes the model: some B is not zero."""
+    return any(bool(t.any()) for name, t in start.items() if name.endswith(".abmll_B"))
 
 
 def own_start(like: Tensor, seed: int, name: str) -> Tensor:
@@ -61,7 +66,7 @@ class Ensemble(WeightPosterior):
 
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:
         """Fit the members one after the other; their losses follow each other."""
-        if len(support) <= self.config.batch_size and self._learned_start():
+        if len(support) <= self.config.batch_size and is_learned(state.read(self.model, state.PRIOR)):
             warnings.warn(
                 f"posterior 'ensemble' of task {self.task!r}: its members begin at one learned start and every batch "
                 f"holds all {len(support)} examples, so they are one adapter; lower batch_size "
@@ -90,10 +95,6 @@ class Ensemble(WeightPosterior):
             wide = B.permute(1, 0, 2).flatten(1) / len(B)  # -> (d_out, M, r) -> (d_out, M r)
             mean[layer] = (A.flatten(0, 1)[None], wide[None])  # (1, M r, d_in), (1, d_out, M r)
         return [modes.WithFactors(mean, state.TASK)]
-
-    def _learned_start(self) -> bool:
-        """Whether the start changes the model: some B is not zero."""
-        return any(t.any() for name, t in state.read(self.model, state.PRIOR).items() if name.endswith(".abmll_B"))
 
     def _members(self) -> Factors:
         """By a layer's name: all members' A (M, r, d_in) and B (M, d_out, r)."""

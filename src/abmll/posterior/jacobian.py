@@ -116,10 +116,9 @@ def by_weights(model: Any, scorer: Scorer[Any], task: str, example: Example) -> 
     with modes.use(model, modes.Mean(state.TASK, train=True)), recorded(model) as calls:
         scores = scorer.option_scores(model, batch).flatten()  # (C,)
     log_probs = scores.detach().log_softmax(-1)
-    names = [name for name, made in calls.items() for _ in made]
-    flat = [call for made in calls.values() for call in made]
+    flat = [(name, call) for name, made in calls.items() for call in made]
     found: dict[str, Tensor] = {}
-    for name, call, g in zip(names, flat, _grad(scores.sum(), [c.z for c in flat]), strict=True):
+    for (name, call), g in zip(flat, _grad(scores.sum(), [call.z for _, call in flat]), strict=True):
         large, small = (call.a, g) if name.endswith("abmll_A") else (g, call.a)  # (C, tokens, D), (C, tokens, r)
         one = small.mT.to(large.dtype) @ large  # (C, r, D): rows of padding have no gradient
         found[name] = one if name not in found else found[name] + one

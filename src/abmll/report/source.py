@@ -228,7 +228,8 @@ def _load(found: _Found, name: str) -> Method:
     seeds = found.content.get("seeds") or (asked.get("seeds") if isinstance(asked, Mapping) else None)
     tasks = found.content.get("tasks")
     try:
-        stored = list(load_cells(found.cells, name))
+        wanted = {(task, seed) for task in tasks for seed in seeds} if tasks and seeds else None
+        stored = list(load_cells(found.cells, name, wanted))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -129,10 +129,6 @@ class Letters(Scorer[LettersBatch]):
             tokens = partial(self._tokens, task, example)
             ids, header = tokens(self.demonstrations(task, example, lambda shown: len(tokens(shown)[0]), room))
             if len(ids) > room:
-                if room < 1:
-                    raise UserError(
-                        f"scoring.max_length = {self.config.max_length} leaves no token for the question; raise it"
-                    )
                 self.truncated.add((task, example.input))
                 ids = shorten(self.tokenizer, example, lambda e: self._tokens(task, e)[0], room)
             self._cache[key] = _Encoded(Segment.of(ids), header)
