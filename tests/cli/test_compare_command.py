@@ -108,6 +108,8 @@ def test_settings_of_one_method_come_from_a_file_and_budgets_must_agree(command,
         ("lora", ("--meta", "abmll"), "--meta is part of a method's name"),
         ("lora+temperature", (), "hold some out of the train tasks for all methods with --validation 0.15"),
         ("lora", ("--processes", 0), "--processes 0; at least 1"),
+        ("lora", ("--device", "meta"), "device 'meta' cannot be used"),
+        ("lora", ("--model.name", "no-one/nothing"), "model 'no-one/nothing' is no folder here"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_written(methods, more, message, command, run, tmp_path):

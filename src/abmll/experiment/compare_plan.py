@@ -17,7 +17,7 @@ from abmll.errors import UserError
 from abmll.experiment import folders
 from abmll.experiment.config import RunConfig
 from abmll.experiment.grid import Method, check_floor, fingerprint
-from abmll.experiment.models import resolve
+from abmll.experiment.models import check_base
 from abmll.experiment.results import check_protocol
 from abmll.experiment.tempered import VALIDATION
 from abmll.tasks.foreign import Foreign
@@ -78,9 +78,10 @@ class Start:
 
 
 def check_plan(plan: Plan) -> None:
-    """UserError for what would fail only after hours: tasks, rows, a model's folder, validation tasks."""
+    """UserError for what would fail only after hours: tasks, rows, models and their devices, validation tasks."""
+    for model in {method.config.model for method in plan.methods}:
+        check_base(model)
     for method in plan.methods:
-        resolve(method.config.model.name)
         check_protocol(method.config, plan.suite, plan.shots, plan.query, plan.seeds, plan.foreign)
         if (method.config.meta.name != "none" or method.empirical) and not plan.suite.train:
             raise UserError(f"suite {plan.suite.name!r} has no train task for method {method.name!r} to learn from")

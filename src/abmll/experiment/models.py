@@ -46,6 +46,20 @@ def resolve(name: str) -> str:
     return name
 
 
+def check_base(config: ModelConfig) -> None:
+    """UserError for what says without the weights that `load_base` would fail: device, library, folder, config.json."""
+    from transformers import AutoConfig
+
+    folder = resolve(config.name)
+    device_of(config)
+    if config.quantize != "none" and find_spec("bitsandbytes") is None:
+        raise UserError(f"quantize {config.quantize!r} needs bitsandbytes; pip install bitsandbytes, or leave it out")
+    try:
+        AutoConfig.from_pretrained(folder, **_revision(config))
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(config.name, str(error)) from error
+
+
 def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     """(model, tokenizer) on their device, frozen, in eval mode: base-model dropout is off at every stage.
 
@@ -53,18 +67,15 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+    check_base(config)
     folder, device = resolve(config.name), device_of(config)
     dtype = DTYPES.get(config.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
-    extra: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    extra = _revision(config)
     loader = AutoModel if scoring == "embedding" else AutoModelForCausalLM
     quantized: dict[str, Any] = {}
     if config.quantize != "none":
         from transformers import BitsAndBytesConfig
 
-        if find_spec("bitsandbytes") is None:
-            raise UserError(
-                f"quantize {config.quantize!r} needs bitsandbytes; pip install bitsandbytes, or leave it out"
-            )
         four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype}
         bits = BitsAndBytesConfig(**(four if config.quantize == "4bit" else {"load_in_8bit": True}))
         quantized = {"quantization_config": bits, "device_map": device}
@@ -83,6 +94,10 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     if scoring != "embedding":
         _check_causal(config.name, model, scoring)
     return model, tokenizer
+
+
+def _revision(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision} if config.revision else {}
 
 
 @torch.no_grad()
