@@ -120,6 +120,14 @@ def test_mistakes_are_said_before_anything_is_written(methods, more, message, co
     assert not (tmp_path / "c").exists()
 
 
+def test_help_does_not_offer_what_is_refused(run):
+    text = run("compare", "--help").out
+    assert "--meta.episodes" in text
+    assert "--posterior.steps" in text
+    assert not any(word in text for word in ("--meta.name", "--posterior.name", "--meta =", "--posterior ="))
+    assert "--meta.name" in run("metatrain", "--help").out
+
+
 def test_metatrain_keeps_an_empirical_prior_that_laplace_uses(place, run, tmp_path):
     given = [f"--{name}={value}" for name, value in QUICK.items()]
     train = ["metatrain", "--model", place.model, "--suite", place.suite, "--meta", "reptile", *given]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from abmll.metrics import Summary
 
 TAKES_RUNS = False  # a run has a method, which --methods names here
+REFUSED = ("meta.name", "posterior.name")  # for the same reason
 GROUPS = ("model", "adapter", "scoring", "context", "meta", "posterior")
 
 

@@ -41,8 +41,9 @@ SHORT: dict[str, tuple[str, ...]] = {
 def parse(module: ModuleType, name: str, about: str, argv: list[str]) -> dict[str, Any] | None:
     """The keyword arguments for the command's function, and `threads`; None where help was asked for and printed.
 
-    A module that has settings names their groups in `GROUPS` and more short forms in `STEPS`. Raises UserError for
-    whatever is wrong in `argv` or in a `--config` file.
+    A module that has settings names their groups in `GROUPS`, more short forms in `STEPS`, and those that its function
+    refuses with a reason, which help need not offer, in `REFUSED`. Raises UserError for whatever is wrong in `argv` or
+    in a `--config` file.
     """
     import yaml
     from jsonargparse import ArgumentError
@@ -50,7 +51,8 @@ def parse(module: ModuleType, name: str, about: str, argv: list[str]) -> dict[st
     function = getattr(module, name)
     groups: tuple[str, ...] = getattr(module, "GROUPS", ())
     short = _short_forms(groups, getattr(module, "STEPS", None))
-    parser = _parser(function, name, about, groups, short, getattr(module, "TAKES_RUNS", True))
+    refused: tuple[str, ...] = getattr(module, "REFUSED", ())
+    parser = _parser(function, name, about, groups, short, refused, getattr(module, "TAKES_RUNS", True))
     options = [s for action in parser._actions for s in action.option_strings]
     known = [action.dest for action in parser._actions if action.dest not in ("config", "help", "print_config")]
 
@@ -111,11 +113,12 @@ def _parser(
     about: str,
     groups: tuple[str, ...],
     short: Mapping[str, tuple[str, ...]],
+    refused: tuple[str, ...],
     takes_runs: bool,
 ) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    forms = ", ".join(f"{s} = --{' and --'.join(to)}" for s, to in short.items())
+    forms = ", ".join(f"{s} = --{' and --'.join(to)}" for s, to in short.items() if not {*to} & {*refused})
     epilog = f"short forms: {forms}. Defaults are those under a preset, which sets some of them." if short else None
     parser = ArgumentParser(
         prog=f"abmll {name}",
@@ -144,7 +147,8 @@ def _parser(
         else:
             parser.add_argument(parameter.name, type=kind, nargs="?", default=parameter.default, help=text)
     for option, kind, text in _setting_options(groups):
-        parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS, help=text)
+        shown = argparse.SUPPRESS if option in refused else text
+        parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS, help=shown)
     return parser
 
 
