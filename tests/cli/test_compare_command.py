@@ -8,6 +8,8 @@ import yaml
 import abmll
 import tiny
 from abmll.posterior.point import Point
+from abmll.tasks import hold_out_validation, load_suite
+from abmll.tasks.splits import suite_hash
 
 QUICK = {
     "meta.episodes": 2,
@@ -34,7 +36,7 @@ def command(place):
     return build
 
 
-def test_a_grid_ends_in_tables_and_is_resumed_without_work(command, run, tmp_path, monkeypatch):
+def test_a_grid_ends_in_tables_and_is_resumed_without_work(command, place, run, tmp_path, monkeypatch):
     asked = command("lora,abmll+map,lora+temperature", "--validation", 0.25, "--output", tmp_path / "c")
     found = run(*asked)
     assert found.status == 0, found.err
@@ -44,6 +46,7 @@ def test_a_grid_ends_in_tables_and_is_resumed_without_work(command, run, tmp_pat
     result = json.loads((tmp_path / "c/compare.json").read_text())
     assert list(result["methods"]) == ["lora", "abmll+map", "lora+temperature"]
     assert result["baseline"] == "lora"
+    assert result["suite_hash"] == suite_hash(hold_out_validation(load_suite(str(place.suite)), 0.25, seed=0))
     text = (tmp_path / "c/table.md").read_text()
     for name in result["methods"]:
         assert text.count(f"| {name} |") == (2 if name == "lora" else 3)  # numbers, costs, and a difference

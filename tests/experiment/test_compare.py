@@ -10,10 +10,11 @@ import abmll
 import tiny
 from abmll.calibration import fit_temperature
 from abmll.experiment import compare
+from abmll.experiment.budgets import FITTING, LEARNING, budget, unequal
 from abmll.experiment.compare import run
-from abmll.experiment.compare_plan import Plan, check_plan, open_output
+from abmll.experiment.compare_plan import Plan, check_plan, empirical_folder, open_output
 from abmll.experiment.compare_result import conclude
-from abmll.experiment.grid import budget, methods_of, unequal
+from abmll.experiment.grid import methods_of
 from abmll.experiment.results import evaluate_suite
 from abmll.experiment.stored import cell_path, load_cells
 from abmll.meta.multitask import Multitask, Sequential
@@ -84,6 +85,7 @@ def test_costs_are_measured(whole):
     assert [cost[n]["steps_adapt"] for n in NAMES] == [2, 2, 2, 2, 0]
     assert [cost[n]["forwards"] for n in NAMES] == [1, 1, 2, 1, 1]  # texts a question
     assert cost["abmll"]["trainable_parameters"] > cost["lora"]["trainable_parameters"] > 0
+    assert cost["pretrained"]["trainable_parameters"] == 0
     assert cost["lora+map+empirical"]["seconds_train"] > cost["lora"]["seconds_train"] > 0
     assert cost["lora+map+empirical"]["passes_train"] == 2 * 3 + 2 * len(SUITE.train)  # two steps on every train task
     assert all(c["peak_memory_bytes"] > 50e6 for c in cost.values())
@@ -194,6 +196,13 @@ def test_an_empirical_prior_that_fails_is_recorded_too(folder, tmp_path, monkeyp
     summary, result, _ = go(made, tmp_path / "c")
     assert [(f["method"], f["seed"], f["task"]) for f in result["failures"]] == [("lora+map+empirical", 2, None)]
     assert {row.method for row in summary.rows} == {"lora", "lora+map+empirical"}
+
+
+def test_an_empirical_prior_belongs_to_what_its_tasks_were_shown(folder, tmp_path):
+    made = plan(folder, ("abmll-icl+map+empirical", "abmll+map+empirical"))
+    icl, plain = made.methods
+    assert icl.start(1) == plain.start(1)
+    assert empirical_folder(tmp_path, icl, made) != empirical_folder(tmp_path, plain, made)
 
 
 def step_that_fails(self, index):
@@ -327,6 +336,8 @@ def test_an_unknown_method_is_answered_with_each_name_once():
     [
         ({"meta": {"name": "abmll"}}, {}, "--meta is part of a method's name"),
         ({"posterior": {"name": "map"}}, {}, "--posterior is part of a method's name"),
+        ({"meta": {"in_context": True}}, {}, "--meta.in_context is part of a method's name"),
+        ({"context": {"shots": 4}}, {}, "--context is read by none of the methods lora, abmll"),
         ({}, {"laro": {}}, "did you mean 'lora'"),
         ({}, {"lora": None}, "own settings of method 'lora' are None; write them as"),
         ({}, {"lora": {"posterior": {"name": "laplace"}}}, "posterior.name is part of its name"),
@@ -346,7 +357,7 @@ def test_budgets_are_equal_or_said_to_differ():
     assert "(no + 1, which reads nothing there: reptile+map)" in budget(equal, 16)
     uneven = methods_of(["lora", "abmll", "abmll-factor", "ensemble"])
     assert "(no + 1, which reads nothing there: abmll-factor)" in budget(uneven, 16)
-    assert "(each member of ensemble)" in budget(uneven, 16)
+    assert "(each member or run of ensemble)" in budget(uneven, 16)
     assert "(" not in budget(methods_of(["lora", "abmll"]), 16)
     other = methods_of(
         ["lora", "abmll", "pretrained"], {}, {"abmll": {"posterior": {"steps": 9}, "meta": {"episodes": 7}}}
@@ -354,9 +365,38 @@ def test_budgets_are_equal_or_said_to_differ():
     assert unequal(other) == ["meta.episodes: lora 300, abmll 7", "posterior.steps: lora 5, abmll 9"]
 
 
+@pytest.mark.parametrize(("group", "key"), [*(("meta", k) for k in LEARNING), *(("posterior", k) for k in FITTING)])
+def test_every_part_of_a_budget_must_agree(group, key):
+    found = unequal(methods_of(["lora", "abmll"], {}, {"abmll": {group: {key: 7}}}))
+    before = getattr(getattr(methods_of(["lora"])[0].config, group), key)
+    assert found == [f"{group}.{key}: lora {before}, abmll 7"]
+
+
+def test_episodes_that_fill_a_step_and_empirical_priors_are_counted():
+    four = methods_of(["lora", "abmll"], {"meta": {"episodes": 10}}, {"abmll": {"meta": {"tasks_per_step": 4}}})
+    assert unequal(four) == ["meta.episodes: lora 10, abmll 12"]
+    more = budget(methods_of(["lora", "lora+map+empirical"]), 16)
+    assert more.endswith("; the same adaptation to every train task for the empirical prior of lora+map+empirical")
+
+
+def test_demonstrations_are_for_methods_that_show_some():
+    lora, icl, metaicl = methods_of(["lora", "icl", "metaicl"], {"context": {"shots": 4}})
+    assert [m.config.context.shots for m in (lora, icl, metaicl)] == [0, 4, 4]
+    own = {"metaicl": {"context": {"shots": 4}}, "abmll-icl": {"context": {"shots": 4}}}
+    metaicl, point, icl, blob = methods_of(["metaicl", "metaicl+point", "abmll-icl", "abmll-icl+blob"], {}, own)
+    assert metaicl.start(1) == point.start(1)  # which is learned with them
+    assert icl.start(1) == blob.start(1)
+    assert [m.config.context.shots for m in (metaicl, point, icl, blob)] == [4, 4, 4, 16]
+
+
 @pytest.mark.parametrize(
     ("changes", "names", "message"),
     [
+        (
+            {"suite": replace(SUITE, validation=(tiny.task("v0", rows=5),))},
+            ("lora+temperature",),
+            "task 'v0' has 5 examples but 6 labelled ones",
+        ),
         ({"suite": tiny.suite()}, ("lora+temperature",), "--validation 0.15"),
         ({"suite": replace(SUITE, train=())}, ("lora",), "no train task for method 'lora'"),
         ({"shots": 0}, ("lora",), "0 shots are nothing to adapt to"),

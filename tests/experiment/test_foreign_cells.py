@@ -1,5 +1,7 @@
 """Foreign questions on the way through evaluation and comparison: asked of the same posterior, stored, kept apart."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,14 @@ def test_the_posterior_of_the_task_answers_them_and_its_own_answers_stay(folder,
     assert set(OOD) <= summary.rows[0].metrics.keys()
 
 
+def test_questions_that_are_missing_are_counted(folder, tmp_path):
+    prior = load_prior(str(folder), SETTINGS, preset_name="pretrained")
+    for asked, missing in ((5, 0), (20, 2 * 4)):  # two tasks; FAR has 16 questions
+        evaluate_suite(prior, tiny.suite(), tmp_path / str(asked), shots=6, query=8, foreign=Foreign(FAR, asked))
+        result = json.loads((tmp_path / str(asked) / "result.json").read_text())
+        assert result["foreign_missing"] == missing * len(result["seeds"])
+
+
 def test_a_folder_goes_on_with_the_same_foreign_questions_only(folder, tmp_path):
     prior = load_prior(str(folder), SETTINGS, preset_name="pretrained-adapted")
     evaluate_suite(prior, tiny.suite(), tmp_path / "e", shots=6, query=8, foreign=Foreign(FAR, 5))
@@ -62,6 +72,7 @@ def test_a_grid_asks_all_methods_the_same_and_tempers_both_sides(folder, tmp_pat
     summary, result = conclude(plan, tmp_path / "c", run(plan, tmp_path / "c", lambda news: None))
     assert result["failures"] == []
     assert result["protocol"]["foreign"] == Foreign(FAR, 5).facts
+    assert result["foreign_missing"] == 0
     assert set(OOD) <= summary.row("swag-lora").metrics.keys()
     assert set(OOD) <= summary.row("laplace-lora").metrics.keys()  # linearised draws disagree, too
     assert set(OOD) - summary.row("swag-lora+temperature").metrics.keys() == {"ood_mutual_information"}

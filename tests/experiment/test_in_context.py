@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from abmll.experiment.config import check, merge
 from abmll.experiment.evaluate import Protocol, evaluate_task
 from abmll.experiment.presets import PRESETS, preset
 from abmll.experiment.results import evaluate_suite
+from abmll.tasks import draw_rows
 
 TASK = tiny.task("u0")
 SUPPORT, QUESTIONS = TASK.examples[:8], TASK.examples[8:20]
@@ -49,7 +51,19 @@ def test_a_loaded_posterior_shows_the_same(name, folder, tmp_path):
         assert not torch.equal(other.predict(QUESTIONS).log_probs, before.log_probs)
 
 
-def test_evaluation_shows_the_support_and_counts_what_does_not_fit(start, folder, tmp_path):
+@pytest.mark.parametrize("name", ["icl", "abmll-icl"])
+def test_evaluation_shows_the_support_and_no_other_row(name, folder):
+    prior = abmll.load_prior(folder, {**ICL, "posterior": {"steps": 2, "samples": 2}}, preset_name=name)
+    rows = draw_rows(TASK, shots=8, query=10, seed=4)
+    S = prior.config.posterior.samples
+    outcome = evaluate_task(prior.model, prior.scorer, prior.config.posterior, TASK, Protocol(8, 10, 4), [S])[S]
+    alone = abmll.adapt(prior, rows.support, name="u0", seed=4).predict(rows.query, samples=S, seed=4)
+    assert np.array_equal(outcome.cell.log_probs, alone.log_probs.numpy())
+    others = abmll.adapt(prior, rows.query[:8], name="u0", seed=4).predict(rows.query, samples=S, seed=4)
+    assert not np.array_equal(outcome.cell.log_probs, others.log_probs.numpy())
+
+
+def test_evaluation_counts_what_does_not_fit(start, folder, tmp_path):
     outcome = evaluate_task(start.model, start.scorer, start.config.posterior, TASK, Protocol(8, 10, 1), [0])[0]
     assert outcome.crowded == 0
     cramped = abmll.load_prior(folder, {"context": {"shots": 3}, "scoring": {"max_length": 70}}, preset_name="icl")

@@ -27,7 +27,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_budgets(scripts: Any, tmp_path: Path) -> None:
     tables, _ = scripts
-    from abmll.experiment.grid import methods_of, unequal
+    from abmll.experiment.budgets import unequal
+    from abmll.experiment.grid import methods_of
 
     bench = tables.Bench("shared", tmp_path)
     shared = {"meta": {"episodes": 300, "batch_size": 4}, "posterior": {"steps": 5, "batch_size": 8}}

@@ -47,6 +47,31 @@ def test_an_episode_does_not_depend_on_its_number_of_batches_but_on_its_number()
     assert stream(again, 2).key != short.key
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5, 8, 11, 12, 40])
+def test_a_query_shares_no_row_with_the_batches(rows):
+    stream = episodes(tasks=[tiny.task("t", rows=rows)])
+    for index in range(5):
+        episode, query = stream.split(index, 3)
+        support = {e for batch in episode.batches for e in batch}
+        assert len(episode.batches) == 3
+        assert len(query) == min(3, rows // 2)
+        assert not support & set(query)
+        assert all(len(set(batch)) == min(3, rows - len(query)) for batch in episode.batches)
+        if rows >= 12:  # the next batch of the pass
+            assert (*episode.batches, query) == stream(index, 4).batches
+    assert stream.split(1, 3) != (episode, query)
+
+
+def test_prompts_are_made_of_few_rows_of_the_task():
+    stream = episodes(tasks=[tiny.task("t", rows=90)])
+    rows = stream.tasks[0].examples
+    for shots, many in ((2, 64), (70, 70)):
+        pool = stream.pool("t", rows[:4], shots, 1)
+        assert len(set(pool)) == len(pool) == many
+        assert set(pool) <= set(rows[4:])
+        assert pool != stream.pool("t", rows[:4], shots, 2)
+
+
 @pytest.mark.parametrize("most", [1, 4, 10, 99])
 def test_examples_per_task_limits_every_task_to_rows_of_its_own(most):
     limited = episodes(examples_per_task=most)

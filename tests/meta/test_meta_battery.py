@@ -169,19 +169,27 @@ def test_in_context_prompts_show_other_rows_of_the_task(name, latent, learner, m
     made = learner(name, latent, scorer=shown, in_context=True, batch_size=6)
     info = made.step(0)
     assert len(calls) == info.passes
+    query = set(calls[-1][2]) if name == "maml" else set()
     for context, task, examples, texts in calls:
-        assert set(context.pool) == tasks[task] - set(examples)
+        assert set(context.pool) == tasks[task] - set(examples) - query
         assert all(text.count("Answer :") == 3 for text in texts)
     if name not in ("multitask", "sequential"):  # one support set an episode
         assert len({context.seed for context, *_ in calls}) == 1
+    else:
+        assert len({context.seed for context, *_ in calls}) == len(calls)
     first = [texts for *_, texts in calls]
     calls.clear()
     learner(name, latent, scorer=shown, in_context=True, batch_size=6).step(0)
     assert [texts for *_, texts in calls] == first
-    with pytest.raises(UserError, match=r"task 't0' has 24 rows, of which a batch of 24 leaves none to show"):
+    with pytest.raises(UserError, match=r"task 't0' has 24 rows, of which a batch .* of 24 leaves none to show"):
         learner(name, latent, scorer=shown, in_context=True, batch_size=24)
     with pytest.raises(UserError, match=r"in_context shows demonstrations, but context.shots = 0"):
         learner(name, latent, in_context=True)
+    cramped = Letters(
+        tiny.tokenizer(), ScoringConfig("letters", prompt="plain", max_length=50), context=ContextConfig(9)
+    )
+    learner(name, latent, scorer=cramped, in_context=True, batch_size=6).step(0)
+    assert cramped.crowded
 
 
 @pytest.mark.parametrize("name", ["abmll", "reptile"])

@@ -365,3 +365,15 @@ def test_a_posterior_reads_the_settings_it_is_said_to_read(name, latent, fitted,
     read &= {f.name for f in fields(PosteriorConfig)}
     assert read - fixed <= used_settings(name)
     assert used_settings(name) - read <= {"name", "prior_variance", "scope", "kl", "beta"}
+
+
+@battery
+def test_what_was_trained_is_counted(name, latent, fitted):
+    posterior = fitted(name, latent)
+    A, B = (sum(t.numel() for k, t in posterior.tensors.items() if k.endswith(part)) for part in ("abmll_A", "abmll_B"))
+    whole = sum(t.numel() for t in posterior.tensors.values())
+    special = {"none": 0, "blob": 2 * A + B, "variational": whole, "ensemble": 3 * (A + B)}
+    if name == "inducing":  # inducing matrices, and what is around them
+        assert posterior.trained > 0
+    else:
+        assert posterior.trained == special.get(name, A + B)

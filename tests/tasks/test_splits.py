@@ -86,6 +86,15 @@ def test_query_counts_what_is_missing():
     assert (len(rows.query), rows.query_missing, rows.query_asked) == (6, 94, 100)
 
 
+def test_what_a_labelled_row_asks_is_not_asked_again():
+    double = Task("t", tuple(Example(f"q{i // 2}", ("a", "b"), "ab"[i // 2 % 2]) for i in range(40)))
+    rows = draw_rows(double, shots=8, query=None, seed=1)
+    assert not {e.question for e in rows.support} & {e.question for e in rows.query}
+    assert len(rows.query) == sum(e.question not in {s.question for s in rows.support} for e in double.examples)
+    other = Task("t", (*double.examples[:39], Example("q19", ("b", "c"), "c")))
+    assert len({e.question for e in other.examples}) == 21  # the same words, another question
+
+
 def test_draw_depends_on_the_name_and_the_seed():
     def support(name, seed):
         return draw_rows(task_of([0, 1] * 20, name), shots=6, seed=seed).support_rows

@@ -64,8 +64,9 @@ def compare(
         overwrite: replace an output folder that exists.
     """
     from abmll.experiment import folders
+    from abmll.experiment.budgets import budget, unequal
     from abmll.experiment.config import read_mapping
-    from abmll.experiment.grid import budget, methods_of, unequal
+    from abmll.experiment.grid import methods_of
     from abmll.tasks import Foreign, hold_out_validation, load_suite
 
     if processes < 1:

@@ -164,7 +164,7 @@ def _learned(start: Start, plan: Plan, folder: Path, tell: Tell) -> Prior:
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines() if (folder / METRICS).is_file() else []
     steps = [json.loads(line) for line in lines]
     cost = {
-        "trainable_parameters": trainable(model),
+        "trainable_parameters": trainable(model) if steps else 0,
         "seconds": steps[-1]["seconds"] if steps else 0.0,
         "passes": sum(step["passes"] for step in steps),
         "tokens": sum(step["tokens"] for step in steps),

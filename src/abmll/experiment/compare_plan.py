@@ -87,11 +87,15 @@ def check_plan(plan: Plan) -> None:
             raise UserError(f"suite {plan.suite.name!r} has no train task for method {method.name!r} to learn from")
         if method.empirical:
             check_floor(plan.floor, method.config.adapter.latent)
-        if method.temperature and not plan.suite.validation:
+        if not method.temperature:
+            continue
+        if not plan.suite.validation:
             raise UserError(
                 f"method {method.name!r} learns its temperature on validation tasks, and suite {plan.suite.name!r} has "
                 "none; hold some out of the train tasks for all methods with --validation 0.15"
             )
+        asked = replace(plan.suite, test=plan.suite.validation, validation=())
+        check_protocol(method.config, asked, plan.shots, plan.query, plan.seeds)
 
 
 def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None:

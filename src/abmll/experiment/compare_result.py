@@ -9,10 +9,12 @@ from typing import Any
 
 from abmll.errors import UserError
 from abmll.experiment import folders
+from abmll.experiment.budgets import unequal
 from abmll.experiment.compare import Failure
 from abmll.experiment.compare_plan import COST, Plan, empirical_folder, start_folder
-from abmll.experiment.grid import Method, unequal
+from abmll.experiment.grid import Method
 from abmll.experiment.provenance import provenance
+from abmll.experiment.results import foreign_missing
 from abmll.experiment.stored import load_cells
 from abmll.experiment.tempered import write_tempered
 from abmll.metrics import Cell, Summary, summarise
@@ -77,6 +79,7 @@ def conclude(plan: Plan, output: Path, failures: Sequence[Failure]) -> tuple[Sum
         "truncated": sum(fact["truncated"] for fact in facts),
         "crowded": sum(fact["crowded"] for fact in facts),
         "query_missing": sum(fact["query_missing"] for fact in facts),
+        "foreign_missing": foreign_missing(plan.foreign, [cell for cells in stored.values() for cell, _ in cells]),
         "summary": summary.to_dict(),
         "provenance": provenance(),
     }
@@ -107,7 +110,10 @@ def _stored(plan: Plan, method: Method, output: Path) -> list[Stored]:
 
 
 def _cost(plan: Plan, method: Method, output: Path, cells: Sequence[Stored]) -> Mapping[str, float]:
-    """What was measured: means over seeds (training) and cells (the rest), the peak the highest of all."""
+    """What was measured: means over seeds (training) and cells (the rest), the peak the highest of all.
+
+    `trainable_parameters`: numbers that training moved, of the start or for a task, whichever are more; 0: none.
+    """
     starts = []
     for seed in plan.seeds:
         folder = start_folder(plan, method, seed, output)
@@ -118,13 +124,15 @@ def _cost(plan: Plan, method: Method, output: Path, cells: Sequence[Stored]) -> 
                 for key, value in folders.read_json(more).items():
                     cost[key] += value
             starts.append(cost)
+    trained = [f["trained"] for _, f in cells if "trained" in f]  # older cells did not count
+    moved = [cost["trainable_parameters"] for cost in starts] + trained
     learning = {
-        "trainable_parameters": [cost["trainable_parameters"] for cost in starts],
         "seconds_train": [cost["seconds"] for cost in starts],
         "passes_train": [cost["passes"] for cost in starts],
     }
     return {
-        **{name: _mean(values) for name, values in learning.items() if values},  # unless somebody cleared the starts
+        **({"trainable_parameters": max(moved)} if moved else {}),  # unless somebody cleared the starts
+        **{name: _mean(values) for name, values in learning.items() if values},
         "steps_adapt": _mean([len(facts["losses"]) for _, facts in cells]),
         "seconds_adapt": _mean([facts["seconds_adapt"] for _, facts in cells]),
         "seconds_predict": _mean([facts["seconds_predict"] for _, facts in cells]),

@@ -3,8 +3,8 @@
     v_j = mean over train tasks i of (w_ij - w_0j)^2 + floor,    w_i: task i adapted from the start w_0 once more
 
 It makes any learned start a prior N(w_0, diag v) for the posteriors that live in weight space (`map`, `laplace`,
-`blob`): docs/method.md, section 4. Tasks are adapted as new ones are, by `posterior.steps` at `posterior.lr`, on all
-their rows.
+`blob`): docs/method.md, section 4. Tasks are adapted as new ones are, by `posterior.steps` at `posterior.lr`, on the
+rows that meta-training had of them (`meta.examples_per_task`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.experiment.grid import check_floor
 from abmll.experiment.prior import Prior, check_examples
+from abmll.hashing import stable_hash
+from abmll.meta.episodes import limited, pool
 from abmll.posterior import WeightPrior, make_posterior
 from abmll.posterior.weight_prior import mean_pair
 from abmll.tasks.task import Task
@@ -52,12 +54,14 @@ def empirical_prior(prior: Prior, tasks: Sequence[Task], floor: float = FLOOR) -
     config = replace(prior.config.posterior, name="point")
     start = mean_pair(state.read(prior.model, state.PRIOR))
     squares = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in start.items()}
+    seed, shots = prior.config.seed, prior.scorer.shots
     try:
-        for task in tasks:
+        for task in (limited(task, prior.config.meta.examples_per_task, seed) for task in tasks):
             check_examples(prior.scorer, task.name, task.examples)
-            scorer = prior.scorer.showing(task.examples, prior.config.seed)
+            shown = pool(task.examples, (), shots, stable_hash("empirical", seed, task.name))
+            scorer = prior.scorer.showing(shown, seed)
             posterior = make_posterior(prior.model, scorer, config, task.name)
-            posterior.fit(task.examples, prior.config.seed)
+            posterior.fit(task.examples, seed)
             for name, w in start.items():
                 squares[name] += (posterior.tensors[name].double() - w.double()).square()
     finally:

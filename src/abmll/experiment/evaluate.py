@@ -95,6 +95,7 @@ def evaluate_task(
             crowded,
             max(fitting.bytes, predicting.bytes),
             layer_std(posterior, S, protocol.seed),
+            posterior.trained,
         )
     return outcomes
 

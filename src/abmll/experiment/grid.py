@@ -1,4 +1,4 @@
-"""What the names of `abmll compare --methods` mean, and the budgets that are equal for all of them; no model here.
+"""What the names of `abmll compare --methods` mean; no model here.
 
 PRESET                 a published system: lora, reptile, abmll ...
 START+POSTERIOR        the start of a preset (or what a meta-learner learns) under any posterior, with the settings of
@@ -22,12 +22,10 @@ from abmll.meta.config import META, MetaConfig
 from abmll.posterior.config import POSTERIORS, USE_WEIGHT_PRIOR, PosteriorConfig
 
 EMPIRICAL, TEMPERATURE = "empirical", "temperature"
-# Settings that `--methods` decides, and those that make a budget: equal for all methods that have them.
+# Settings that `--methods` decides.
 _NAMED = (("meta", "name"), ("posterior", "name"))
 # Groups of settings that make a start, and those that are the same for all methods.
 _STARTING, _COMMON = ("meta", "adapter"), ("model", "scoring", "seed")
-_LEARNING = ("episodes", "inner_steps", "batch_size", "examples_per_task")
-_FITTING = ("steps", "batch_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,11 @@ def methods_of(
     Args:
         names: see above, each once.
         shared: settings of all methods, nested as in RunConfig. A method whose learner does not read one of `meta`
-            goes without it; one that no method reads is refused.
+            goes without it, as one that shows no demonstrations does without `context`; one that no method reads is
+            refused.
         own: by a method's name (without `+temperature`), settings of it alone, over the shared ones: such as the rates
-            that validation tasks chose. START+POSTERIOR takes over how START is made (`meta`, `adapter`).
+            that validation tasks chose. START+POSTERIOR takes over how START is made (`meta`, `adapter`, and `context`
+            where it is learned with demonstrations).
 
     Raises:
         UserError: an unknown name (with the nearest one), a combination that cannot work, or a setting that no method
@@ -86,21 +86,32 @@ def methods_of(
     for group, key in _NAMED:
         if key in (shared.get(group) or {}):
             raise UserError(f"--{group} is part of a method's name here, such as reptile+laplace; leave it out")
+    if "in_context" in (shared.get("meta") or {}):
+        raise UserError("--meta.in_context is part of a method's name here, such as metaicl; leave it out")
     made = [_parsed(name) for name in names]
     for name, settings in own.items():
         if name not in (known := {n for given in names for n in (_fitted(given), _start(given))}):
             raise unknown("method with settings of its own", name, known)
         _check_own(name, settings)
+    showing = [method for method in made if method.config.context.shots]
+    if shared.get("context") and not showing:
+        raise UserError(
+            f"--context is read by none of the methods {', '.join(names)}; leave it out, name a method that shows "
+            "demonstrations (icl, metaicl, abmll-icl), or give it to single ones with --own"
+        )
     read: set[str] = set()
     done = []
     for method in made:
-        config = merge(method.config, {k: v for k, v in shared.items() if k != "meta"})
+        without = {"meta"} if method in showing else {"meta", "context"}
+        config = merge(method.config, {k: v for k, v in shared.items() if k not in without})
         common = _readable(config.meta, shared.get("meta") or {})
         read |= set(common)
         config = merge(config, {"meta": common})
         start = own.get(_start(method.name), {})
         try:
             config = merge(config, {group: start[group] for group in _STARTING if group in start})
+            if config.meta.in_context:
+                config = merge(config, {"context": start.get("context") or {}})
             config = merge(config, own.get(_fitted(method.name), {}))
         except UserError as error:
             raise UserError(f"own settings of method {method.name!r}: {error}") from None
@@ -183,19 +194,8 @@ def _possible(method: Method) -> Method:
     try:
         check(config)
         AbmllConfig(**asdict(config.adapter))
-        check_meta_learner(config.meta, config.adapter.latent)
-        check_posterior(config.posterior, config.adapter.latent)
-        twice = config.meta.name == "maml" and config.meta.maml_order == 2
-        if twice and config.model.gradient_checkpointing:
-            raise UserError(
-                "maml_order = 2 keeps every activation: switch gradient checkpointing off "
-                "(--model.gradient_checkpointing false), or use --meta.maml_order 1"
-            )
-        if (config.meta.name, config.posterior.name, config.posterior.steps) == ("none", "tfb", 0):
-            raise UserError(
-                "posterior 'tfb' needs a trained LoRA: give it steps (--posterior.steps 5), or a learned start, such "
-                "as reptile+tfb"
-            )
+        check_meta_learner(config.meta, config.adapter.latent, config.model.gradient_checkpointing)
+        check_posterior(config.posterior, config.adapter.latent, config.meta.name != "none")
         if method.empirical and config.posterior.name not in USE_WEIGHT_PRIOR:
             raise UserError(
                 f"posterior {config.posterior.name!r} has no place for a prior over the weights; leave '+{EMPIRICAL}' "
@@ -214,43 +214,3 @@ def check_floor(floor: float, latent: str) -> None:
         raise UserError("latent 'factor' has learned a Gaussian over its weights; leave the empirical prior out")
     if not floor > 0:
         raise UserError(f"the empirical prior's floor = {floor}; a positive number is needed")
-
-
-def unequal(methods: Sequence[Method]) -> list[str]:
-    """Budgets that differ, one line each: `posterior.steps: lora 5, swag-lora 20`; none if all are equal."""
-    learning = [m for m in methods if m.config.meta.name != "none"]
-    fitting = [m for m in methods if m.config.posterior.name != "none"]
-    found = []
-    for group, keys, among in (("meta", _LEARNING, learning), ("posterior", _FITTING, fitting)):
-        for key in keys:
-            values = {m.name: getattr(getattr(m.config, group), key) for m in among}
-            if len(set(values.values())) > 1:
-                found.append(f"{group}.{key}: {', '.join(f'{name} {value}' for name, value in values.items())}")
-    return found
-
-
-def budget(methods: Sequence[Method], shots: int) -> str:
-    """What every method gets, in one line; only where `unequal` finds nothing."""
-    parts = [f"{shots} labelled examples a task"]
-    learning = next((m.config.meta for m in methods if m.config.meta.name != "none"), None)
-    fitting = next((m.config.posterior for m in methods if m.config.posterior.name != "none"), None)
-    if learning is not None:
-        less = [m.name for m in methods if _ends_without_data(m.config)]
-        but = f" (no + 1, which reads nothing there: {', '.join(less)})" if less else ""
-        parts.append(
-            f"meta-training of {learning.episodes} episodes, {learning.inner_steps} + 1 steps of {learning.batch_size} "
-            f"examples{but}"
-        )
-    if fitting is not None:
-        several = [m.name for m in methods if m.config.posterior.name == "ensemble"]
-        each = f" (each member of {', '.join(several)})" if several else ""
-        parts.append(f"adaptation of {fitting.steps} steps of {fitting.batch_size} examples{each}")
-    return f"equal budgets: {'; '.join(parts)}"
-
-
-def _ends_without_data(config: RunConfig) -> bool:
-    """Whether an episode's last step needs no examples: towards the adapted weights, or of a KL between weights."""
-    from abmll.adapter.latents import LATENTS
-
-    reads = LATENTS[config.adapter.latent].uses_inputs
-    return config.meta.name == "reptile" or (config.meta.name == "abmll" and not reads)

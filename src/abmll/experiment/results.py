@@ -15,7 +15,7 @@ from abmll.experiment.paper import paper_metrics
 from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
 from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper, readable
-from abmll.metrics import Summary, summarise
+from abmll.metrics import Cell, Summary, summarise
 from abmll.tasks.foreign import Foreign
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
@@ -103,7 +103,7 @@ def evaluate_suite(
                 )
             done += 1
     name = method or f"{prior.config.meta.name} + {prior.config.posterior.name}"
-    return _conclude(folder, prior, suite, identity, name, seeds)
+    return _conclude(folder, prior, suite, identity, name, seeds, foreign)
 
 
 def check_protocol(
@@ -152,8 +152,21 @@ def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool)
     return folder
 
 
+def foreign_missing(foreign: Foreign | None, cells: Sequence[Cell]) -> int:
+    """How many foreign questions fewer than asked for the cells have, all together."""
+    if foreign is None:
+        return 0
+    return sum(foreign.questions - len(cell.outside_rows or ()) for cell in cells)
+
+
 def _conclude(
-    folder: Path, prior: Prior, suite: Suite, identity: dict[str, Any], name: str, seeds: Sequence[int]
+    folder: Path,
+    prior: Prior,
+    suite: Suite,
+    identity: dict[str, Any],
+    name: str,
+    seeds: Sequence[int],
+    foreign: Foreign | None,
 ) -> Summary:
     wanted = {(task.name, seed) for task in suite.test for seed in seeds}
     stored = list(load_cells(folder, name, wanted))
@@ -173,6 +186,7 @@ def _conclude(
         "truncated": sum(facts["truncated"] for _, facts in stored),
         "crowded": sum(facts["crowded"] for _, facts in stored),
         "query_missing": sum(facts["query_missing"] for _, facts in stored),
+        "foreign_missing": foreign_missing(foreign, [cell for cell, _ in stored]),
         "seconds": {
             part: round(sum(facts[f"seconds_{part}"] for _, facts in stored), 2) for part in ("adapt", "predict")
         },

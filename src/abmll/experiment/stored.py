@@ -36,6 +36,7 @@ class Outcome:
         crowded: questions whose prompt had no room for every demonstration.
         peak_memory: bytes (`cost.peak_memory`), of adaptation or prediction, whichever took more.
         layer_std: how wide the posterior is, by layer (`spread.layer_std`).
+        trained: how many numbers adaptation moved (`Posterior.trained`); None where nobody counted.
     """
 
     cell: Cell
@@ -49,6 +50,7 @@ class Outcome:
     crowded: int = 0
     peak_memory: int = 0
     layer_std: Mapping[str, float] = field(default_factory=dict)
+    trained: int | None = None
 
 
 def cell_path(folder: Path, task: str, seed: int) -> Path:
@@ -80,6 +82,7 @@ def store(folder: Path, outcome: Outcome) -> Path:
         "query_missing": outcome.query_missing,
         "crowded": outcome.crowded,
         **({"layer_std": dict(outcome.layer_std)} if outcome.layer_std else {}),
+        **({} if outcome.trained is None else {"trained": outcome.trained}),
     }
     temporary = beside(path)
     arrays: dict[str, Any] = {

@@ -64,6 +64,7 @@ def write_tempered(fitted: Path, folder: Path, seed: int, tasks: Collection[str]
                 None,
                 facts["crowded"],
                 facts["peak_memory_bytes"],
+                trained=facts.get("trained"),
             ),
         )
     return t

@@ -32,9 +32,9 @@ class Abmll(MetaLearner):
     )
 
     @classmethod
-    def check(cls, config: MetaConfig, latent: Latent) -> None:
+    def check(cls, config: MetaConfig, latent: Latent, checkpointed: bool) -> None:
         """A Gaussian is needed; for the natural step one over weights, and a step that does not overshoot."""
-        super().check(config, latent)
+        super().check(config, latent, checkpointed)
         if not latent.has_variance:
             raise UserError(
                 f"meta-learner 'abmll' needs an adapter with a variance, but its latent is {latent.name!r}; "
@@ -52,6 +52,11 @@ class Abmll(MetaLearner):
                 f"meta-training's outer = 'natural' has beta = {config.beta} and step_size = {config.step_size}; "
                 "a positive beta and a step of at most 1 (0.9 with kl = 'sampled') are needed"
             )
+
+    @classmethod
+    def last_step_reads(cls, latent: Latent) -> bool:
+        """A KL between weights needs no input."""
+        return latent.uses_inputs
 
     def init(self) -> None:
         """The working adapter phi, and AdamW over each of the two adapters that steps by it."""

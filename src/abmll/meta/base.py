@@ -49,9 +49,13 @@ class MetaLearner(ABC):
     name: ClassVar[str]
     uses: ClassVar[frozenset[str]] = frozenset()
     """Settings of MetaConfig that this learner reads beside the common ones."""
+    hidden_batches: ClassVar[int] = 1
+    """With `in_context`: how many batches' rows must not stand in a prompt."""
 
     def __init__(self, model: Any, scorer: Scorer[Any], tasks: Sequence[Task], config: MetaConfig, seed: int) -> None:
-        self.check(config, state.latent_of(model))
+        modules = model.get_base_model().modules()
+        checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in modules)
+        self.check(config, state.latent_of(model), checkpointed)
         self.model = model
         self.scorer = scorer
         self.config = config
@@ -63,25 +67,35 @@ class MetaLearner(ABC):
         self.init()
 
     @classmethod
-    def check(cls, config: MetaConfig, latent: Latent) -> None:
-        """UserError, with the way out, for settings without a meaning, or an adapter whose latent cannot learn so."""
+    def check(cls, config: MetaConfig, latent: Latent, checkpointed: bool) -> None:
+        """UserError, with the way out, for settings without a meaning, or a model that cannot learn so.
+
+        `latent` is the adapter's; `checkpointed`: whether the base model checkpoints its gradients.
+        """
         config.refuse_unused(cls.uses)
+
+    @classmethod
+    def last_step_reads(cls, latent: Latent) -> bool:
+        """Whether an episode's last step, that after the K inner ones, reads examples, as it costs to."""
+        return True
 
     def _refuse_small_tasks(self) -> None:
         """UserError where a batch would leave no row of its task to show."""
         if not self.scorer.shots:
             raise UserError("in_context shows demonstrations, but context.shots = 0; say how many")
         for task in self.episodes.tasks:
-            if len(rows := set(task.examples)) <= self.config.batch_size:
+            hidden = self.hidden_batches * self.config.batch_size
+            if len(rows := set(task.examples)) <= hidden:
                 raise UserError(
-                    f"task {task.name!r} has {len(rows)} rows, of which a batch of {self.config.batch_size} leaves "
-                    "none to show in its prompts; lower batch_size, or leave in_context out"
+                    f"task {task.name!r} has {len(rows)} rows, of which a batch (maml: and the query) of "
+                    f"{self.config.batch_size} leaves none to show in its prompts; lower batch_size, or leave "
+                    "in_context out"
                 )
 
     @property
     def steps(self) -> int:
-        """How many steps make the configured number of episodes: episodes / tasks_per_step, rounded up."""
-        return -(-self.config.episodes // self.config.tasks_per_step)
+        """How many steps make the configured number of episodes."""
+        return self.config.steps
 
     @abstractmethod
     def init(self) -> None:
@@ -91,14 +105,16 @@ class MetaLearner(ABC):
     def step(self, index: int) -> Info:
         """Step number `index`, from 0."""
 
-    def collate(self, task: str, examples: Sequence[Example], key: int) -> Any:
+    def collate(self, task: str, examples: Sequence[Example], key: int, hidden: Sequence[Example] = ()) -> Any:
         """The batch of some of a task's rows; with `in_context`, other rows of the task stand in the prompts.
 
-        `key` draws those rows: one key an episode, as one support set serves a task at test time.
+        `key` draws those rows: one key an episode, as one support set serves a task at test time. Rows that are
+        `hidden` are not among them.
         """
         if not self.config.in_context:
             return self.scorer.collate(task, examples)
-        view = self.scorer.showing(self.episodes.pool(task, examples, self.scorer.shots, key), key)
+        shown = self.episodes.pool(task, (*examples, *hidden), self.scorer.shots, key)
+        view = self.scorer.showing(shown, key)
         batch = view.collate(task, examples)
         self.scorer.crowded |= view.crowded
         return batch

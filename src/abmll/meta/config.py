@@ -87,6 +87,11 @@ class MetaConfig:
         if self.maml_order not in (1, 2):
             raise UserError(f"meta-training's maml_order = {self.maml_order}; 1 or 2 is needed")
 
+    @property
+    def steps(self) -> int:
+        """How many steps of theta make the configured number of episodes: episodes / tasks_per_step, rounded up."""
+        return -(-self.episodes // self.tasks_per_step)
+
     def refuse_unused(self, used: Collection[str]) -> None:
         """UserError for a setting that was changed although the learner does not use it."""
         for field in fields(self):

@@ -12,6 +12,7 @@ derivative to speak of.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -19,11 +20,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from abmll.adapter import modes, state
+from abmll.adapter.latents import Latent
 from abmll.adapter.layer import AbmllLayer
 from abmll.errors import UserError
 from abmll.meta.base import Info, MetaLearner
+from abmll.meta.config import MetaConfig
 from abmll.meta.episodes import Episode
 from abmll.posterior.objective import adamw, check_gradients, finite, terms
+from abmll.tasks.task import Example
 
 TWICE_DIFFERENTIABLE = ("eager", "sdpa")
 
@@ -31,31 +35,36 @@ TWICE_DIFFERENTIABLE = ("eager", "sdpa")
 class Maml(MetaLearner):
     """Fast weights A and B of every adapted layer; no working adapter, and theta's variance (if any) stays.
 
-    An inner step descends the mean NLL per answer, so that inner_lr means the same at every batch size; the outer loss
-    is the summed NLL of one more batch of the episode, as everywhere (AdamW does not see its scale).
+    An inner step descends the mean NLL over what counts (`Scorer.nll`: answers, but for `header_tokens`), so that
+    inner_lr means the same at every batch size; the outer loss is the summed NLL of the query, as everywhere (AdamW
+    does not see its scale). The query shares no row with the support, nor do the support's prompts show it.
     """
 
     name = "maml"
     uses = frozenset({"inner_lr", "outer_lr", "tasks_per_step", "order", "maml_order"})
+    hidden_batches = 2
+
+    @classmethod
+    def check(cls, config: MetaConfig, latent: Latent, checkpointed: bool) -> None:
+        """Order 2 has nothing to recompute."""
+        super().check(config, latent, checkpointed)
+        if config.maml_order == 2 and checkpointed:
+            raise UserError(
+                "maml_order = 2 keeps every activation: switch gradient checkpointing off "
+                "(--model.gradient_checkpointing false), or use --meta.maml_order 1"
+            )
 
     def init(self) -> None:
         """AdamW over theta's A and B."""
+        if lonely := [task.name for task in self.episodes.tasks if len(task) < 2]:
+            raise UserError(f"task {lonely[0]!r} has 1 row; meta-learner 'maml' needs a support and a query, so 2")
         self._layers = {layer.key: layer for layer in state.layers(self.model, state.PRIOR)}
         self.optimizers["outer"] = adamw(self._theta(), self.config.outer_lr)
-        if self.config.maml_order == 2:
-            self._refuse_once_differentiable()
-
-    def _refuse_once_differentiable(self) -> None:
-        """UserError where the base model's arithmetic cannot be differentiated twice."""
-        base = self.model.get_base_model()
-        remedy = "or use --meta.maml_order 1"
-        if any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
-            raise UserError(f"maml_order = 2 keeps every activation: switch gradient checkpointing off, {remedy}")
-        attention = getattr(base.config, "_attn_implementation", "eager")
-        if attention not in TWICE_DIFFERENTIABLE:
+        attention = getattr(self.model.get_base_model().config, "_attn_implementation", "eager")
+        if self.config.maml_order == 2 and attention not in TWICE_DIFFERENTIABLE:
             raise UserError(
                 f"maml_order = 2 differentiates twice, but the base model's attention {attention!r} can be only once; "
-                f'load it with attn_implementation="eager", {remedy}'
+                'load it with attn_implementation="eager", or use --meta.maml_order 1'
             )
 
     def _theta(self) -> list[torch.nn.Parameter]:
@@ -69,12 +78,12 @@ class Maml(MetaLearner):
         total = [torch.zeros_like(p) for p in theta]
         nll, outer, count, tokens = 0.0, 0.0, 0, 0
         for i in range(index * c.tasks_per_step, (index + 1) * c.tasks_per_step):
-            episode = self.episodes(i, c.inner_steps + 1)
+            episode, query = self.episodes.split(i, c.inner_steps)
             leaves = [p.detach().clone().requires_grad_() for p in theta]
-            query, summed, n, read = self._adapt(episode, leaves)
-            for mean, gradient in zip(total, torch.autograd.grad(query, leaves), strict=True):
+            loss, summed, n, read = self._adapt(episode, query, leaves)
+            for mean, gradient in zip(total, torch.autograd.grad(loss, leaves), strict=True):
                 mean += gradient / c.tasks_per_step
-            outer += query.item() / c.tasks_per_step
+            outer += loss.item() / c.tasks_per_step
             nll, count, tokens = nll + summed, count + n, tokens + read
         for p, gradient in zip(theta, total, strict=True):
             p.grad = gradient
@@ -82,7 +91,9 @@ class Maml(MetaLearner):
         self.optimizers["outer"].step()
         return Info(episode.task, nll / count, 0.0, 0.0, tokens, c.tasks_per_step * (c.inner_steps + 1))
 
-    def _adapt(self, episode: Episode, leaves: list[Tensor]) -> tuple[Tensor, float, int, int]:
+    def _adapt(
+        self, episode: Episode, query: Sequence[Example], leaves: list[Tensor]
+    ) -> tuple[Tensor, float, int, int]:
         """K steps from theta's copies `leaves`, and the query.
 
         Returns:
@@ -92,8 +103,8 @@ class Maml(MetaLearner):
         """
         second = self.config.maml_order == 2
         weights, nll, count, tokens = leaves, 0.0, 0, 0
-        for k, examples in enumerate(episode.batches):
-            batch = self.collate(episode.task, examples, episode.key)
+        for k, examples in enumerate((*episode.batches, query)):
+            batch = self.collate(episode.task, examples, episode.key, hidden=query)
             with _attention(second):
                 t = terms(self.model, self.scorer, batch, self._mode(weights))
             nll += finite(t.nll, f"inner step {k} on task {episode.task!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from abmll.adapter.latents import LATENTS
 from abmll.errors import unknown
 from abmll.meta.abmll import Abmll
 from abmll.meta.base import MetaLearner
@@ -23,12 +24,15 @@ def used_settings(name: str) -> frozenset[str]:
     return _REGISTRY[name].uses if name in _REGISTRY else frozenset()
 
 
-def check_meta_learner(config: MetaConfig, latent: str) -> None:
-    """UserError where an adapter of this latent cannot be learned so; no model is needed to ask."""
-    from abmll.adapter.latents import LATENTS
-
+def check_meta_learner(config: MetaConfig, latent: str, checkpointed: bool) -> None:
+    """UserError where an adapter of this latent, or a checkpointed model, cannot learn so; none is needed to ask."""
     if config.name in _REGISTRY:
-        _REGISTRY[config.name].check(config, LATENTS[latent])
+        _REGISTRY[config.name].check(config, LATENTS[latent], checkpointed)
+
+
+def last_step_reads(name: str, latent: str) -> bool:
+    """Whether the last step of this learner's episodes reads examples."""
+    return _REGISTRY[name].last_step_reads(LATENTS[latent])
 
 
 def make_meta_learner(

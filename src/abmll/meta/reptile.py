@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from abmll.adapter import modes, state
+from abmll.adapter.latents import Latent
 from abmll.meta.base import Info, MetaLearner
 from abmll.posterior.objective import adamw, descend, terms
 
@@ -17,6 +18,11 @@ class Reptile(MetaLearner):
 
     name = "reptile"
     uses = frozenset({"inner_lr", "step_size", "reset_inner", "order"})
+
+    @classmethod
+    def last_step_reads(cls, latent: Latent) -> bool:
+        """Theta goes towards the adapted weights."""
+        return False
 
     def init(self) -> None:
         """The working adapter and its optimiser."""

@@ -42,9 +42,12 @@ class Posterior(ABC):
         weight_prior: the learned Gaussian, or None where there is none.
         extras: whatever else the posterior is (variances, deviations, Kronecker factors), by a name of its choice:
             saved beside it as `posterior.safetensors`. Empty where the adapter says all.
+        trained: how many numbers the fit moved, all members and runs counted; 0 where it takes no step.
     """
 
     name: ClassVar[str]
+    needs_trained: ClassVar[bool] = False
+    """Whether it is made of an adapter that changes the model: of a learned start, or of steps of its own."""
 
     def __init__(
         self,
@@ -61,10 +64,16 @@ class Posterior(ABC):
         self.weight_prior = WeightPrior.of_latent(model) if weight_prior is None else weight_prior
         self.tensors: state.State = {}
         self.extras: state.State = {}
+        self.trained = 0
 
     @classmethod  # noqa: B027 - most methods carry every latent
     def check(cls, config: PosteriorConfig, latent: Latent) -> None:
         """UserError, with the way out, where an adapter of this latent, or these settings, cannot carry the method."""
+
+    @classmethod
+    def fits(cls, config: PosteriorConfig) -> int:
+        """How often the configured steps are taken: 1, but for several members or runs."""
+        return 1
 
     @abstractmethod
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:

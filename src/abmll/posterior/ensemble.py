@@ -64,6 +64,11 @@ class Ensemble(WeightPosterior):
 
     name = "ensemble"
 
+    @classmethod
+    def fits(cls, config: PosteriorConfig) -> int:
+        """One a member."""
+        return config.ensemble.members
+
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:
         """Fit the members one after the other; their losses follow each other."""
         if len(support) <= self.config.batch_size and is_learned(state.read(self.model, state.PRIOR)):
@@ -78,6 +83,7 @@ class Ensemble(WeightPosterior):
             member = Member(self.model, self.scorer, self.config, self.task, number)
             losses += member.fit(support, seed if number == 0 else stable_hash("member", seed, number))
             members.append(member.tensors)
+        self.trained = self.config.ensemble.members * member.trained
         self.tensors = members[0]
         self.extras = {name: torch.stack([m[name] for m in members]) for name in mean_pair(members[0])}
         return losses

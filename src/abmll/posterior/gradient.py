@@ -50,6 +50,8 @@ class Gradient(Posterior):
                 "give at least one, or use posterior 'none'"
             )
         optimizer = self.begin(support, seed)
+        moved = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+        self.trained = moved if self.config.steps else 0
         key = stable_hash("adapt", seed, self.task)
         losses = []
         for step, rows in enumerate(minibatches(len(support), self.config.batch_size, self.config.steps, key)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from abmll.adapter.latents import LATENTS
+from abmll.errors import UserError
 from abmll.posterior.base import Posterior
 from abmll.posterior.blob import Blob
 from abmll.posterior.config import PosteriorConfig
@@ -23,11 +25,23 @@ _REGISTRY: dict[str, type[Posterior]] = {
 }
 
 
-def check_posterior(config: PosteriorConfig, latent: str) -> None:
-    """UserError where an adapter of this latent cannot carry the posterior; no model is needed to ask."""
-    from abmll.adapter.latents import LATENTS
+def check_posterior(config: PosteriorConfig, latent: str, learned: bool) -> None:
+    """UserError where an adapter of this latent, from a start that was `learned` or not, cannot carry the posterior.
 
-    _REGISTRY[config.name].check(config, LATENTS[latent])
+    No model is needed to ask.
+    """
+    kind = _REGISTRY[config.name]
+    kind.check(config, LATENTS[latent])
+    if kind.needs_trained and not learned and config.steps == 0:
+        raise UserError(
+            f"posterior {config.name!r} needs a trained LoRA: give it steps (--posterior.steps 5), or a learned start, "
+            f"such as reptile+{config.name}"
+        )
+
+
+def fits(config: PosteriorConfig) -> int:
+    """How often the posterior takes its steps: once, but for several members or runs."""
+    return _REGISTRY[config.name].fits(config)
 
 
 def make_posterior(

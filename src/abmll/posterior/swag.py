@@ -92,6 +92,11 @@ class Swag(WeightPosterior, Point):
                 f"{swag.every}); at least 2 are needed: raise steps to {swag.warmup + 2 * swag.every} or lower warmup"
             )
 
+    @classmethod
+    def fits(cls, config: PosteriorConfig) -> int:
+        """One a run."""
+        return config.swag.runs
+
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:
         """The runs one after the other, each from the start; they differ in the order of the examples."""
         swag = self.config.swag
@@ -108,6 +113,7 @@ class Swag(WeightPosterior, Point):
         for name in means[0]:
             self.tensors[name] = torch.stack([mean[name] for mean in means]).mean(0).to(self.tensors[name].dtype)
         self.extras = extras
+        self.trained *= swag.runs
         self._moments = {}  # an adapter for every deviation kept
         return losses
 

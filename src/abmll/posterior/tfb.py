@@ -46,6 +46,7 @@ class Tfb(WeightPosterior, Point):
     """
 
     name = "tfb"
+    needs_trained = True
 
     @property
     def sigma(self) -> float:

@@ -27,6 +27,8 @@ def caveats(name: str, content: Mapping[str, Any]) -> list[str]:
         )
     if content.get("query_missing"):
         notes.append(f"{name}: {content['query_missing']} scored examples fewer than asked for; the tasks are small")
+    if content.get("foreign_missing"):
+        notes.append(f"{name}: {content['foreign_missing']} foreign questions fewer than asked for; there are no more")
     return notes
 
 

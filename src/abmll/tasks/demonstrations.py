@@ -38,8 +38,7 @@ def choose_demonstrations(
     """
     if (length is None) != (budget is None):
         raise ValueError("length and budget go together")
-    same = (query.input, frozenset(query.options))
-    allowed = [example for example in pool if (example.input, frozenset(example.options)) != same]
+    allowed = [example for example in pool if example.question != query.question]
     chosen: list[Example] = []
     for example in _by_turns(allowed, seed, task_name):
         if len(chosen) == k:

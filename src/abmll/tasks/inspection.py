@@ -70,10 +70,10 @@ def leaks(suite: Suite) -> list[Finding]:
     learned: dict[Key, str] = {}
     for part, tasks in _parts(suite):
         for task in tasks if part != "test" else ():
-            learned.update(dict.fromkeys((_key(e) for e in task.examples), f"{part} task {task.name!r}"))
+            learned.update(dict.fromkeys((e.question for e in task.examples), f"{part} task {task.name!r}"))
     found = []
     for task in suite.test:
-        keys = {_key(example) for example in task.examples}
+        keys = {example.question for example in task.examples}
         shared = Counter(learned[key] for key in keys if key in learned)
         for other, count in sorted(shared.items()):
             found.append(Finding(task.name, f"{count} of its inputs are also in {other}, which is learned from"))
@@ -82,11 +82,6 @@ def leaks(suite: Suite) -> list[Finding]:
 
 def _parts(suite: Suite) -> tuple[tuple[str, tuple[Task, ...]], ...]:
     return ("train", suite.train), ("validation", suite.validation), ("test", suite.test)
-
-
-def _key(example: Example) -> Key:
-    """Options count: under a generic question they are the question."""
-    return example.input, frozenset(example.options)
 
 
 def _facts(task: Task, part: str) -> TaskFacts:
@@ -123,10 +118,10 @@ def _task_findings(task: Task) -> Iterator[str]:
 def _repeats(task: Task) -> Iterator[str]:
     outputs: dict[Key, set[str | None]] = {}
     for example in task.examples:
-        outputs.setdefault(_key(example), set()).add(example.output)
+        outputs.setdefault(example.question, set()).add(example.output)
     extra = len(task) - len(outputs)
     if extra:
-        yield f"{extra} rows repeat an input and its options: support and query may share them"
+        yield f"{extra} rows repeat an input and its options; those of a support are left out of its query"
     torn = sum(len(found) > 1 for found in outputs.values())
     if torn:
         yield f"{torn} inputs have two different outputs"

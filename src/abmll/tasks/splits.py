@@ -77,7 +77,8 @@ def draw_rows(task: Task, *, shots: int, query: int | None = None, calibration: 
     The support is drawn by seed, then rows are swapped in so that every label occurs in it that occurs in the task,
     wherever there are at least as many support rows as labels; a task without a fixed label set has nothing to cover.
     Query rows come from the other end of the same shuffled order: while rows suffice they do not change with `shots`,
-    except for one that has to leave for the support because no row in between has its label.
+    except for one that has to leave for the support because no row in between has its label. A row that asks what a
+    labelled one asks (the same input and options) is no query row.
 
     Args:
         task: at least `shots` examples.
@@ -95,7 +96,8 @@ def draw_rows(task: Task, *, shots: int, query: int | None = None, calibration: 
     order = sorted(range(n), key=lambda row: (stable_hash(seed, task.name, "rows", row), row))
     n_support = shots - calibration
     _cover_labels(task, order, n_support)
-    rest = order[shots:]
+    given = {task.examples[row].question for row in order[:shots]}
+    rest = [row for row in order[shots:] if task.examples[row].question not in given]
     asked = len(rest) if query is None else query
     taken = rest[len(rest) - min(asked, len(rest)) :]
     parts = (tuple(order[:n_support]), tuple(order[n_support:shots]), tuple(taken))

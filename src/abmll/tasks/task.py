@@ -46,6 +46,11 @@ class Example:
             object.__setattr__(self, "oracle", tuple(self.oracle))
 
     @property
+    def question(self) -> tuple[str, frozenset[str]]:
+        """What is asked: examples of one task that share it ask the same. Under a generic question, options are it."""
+        return self.input, frozenset(self.options)
+
+    @property
     def label(self) -> int:
         """Index of `output` in `options`; raises UserError where the answer is not known."""
         if self.output is None:
