@@ -50,8 +50,6 @@ class Gradient(Posterior):
                 "give at least one, or use posterior 'none'"
             )
         optimizer = self.begin(support, seed)
-        moved = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-        self.trained = moved if self.config.steps else 0
         key = stable_hash("adapt", seed, self.task)
         losses = []
         for step, rows in enumerate(minibatches(len(support), self.config.batch_size, self.config.steps, key)):
@@ -59,5 +57,7 @@ class Gradient(Posterior):
             loss = self.loss(batch, len(rows) / len(support), seed, step)
             losses.append(descend(loss, optimizer, f"adaptation step {step} of task {self.task!r}"))
             self.taken(step)
+        given = [p for group in optimizer.param_groups for p in group["params"]] if losses else []
+        self.trained = sum(p.numel() for p in given if p.grad is not None)  # a point fit leaves variances alone
         self.end(support, seed)
         return losses
