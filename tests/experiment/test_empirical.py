@@ -8,7 +8,9 @@ import torch
 import abmll
 import tiny
 from abmll.adapter import state
+from abmll.experiment.config import merge
 from abmll.experiment.empirical import empirical_prior, with_empirical_prior
+from abmll.meta.episodes import limited
 from abmll.posterior import PosteriorConfig
 
 
@@ -29,6 +31,15 @@ def test_it_is_the_mean_square_move_of_the_train_tasks(learned, suite):
     largest = max(v.max() for v in made.variance.values())
     assert largest > 2e-4  # the tasks did move something
     assert all(torch.equal(t, before[n]) for n, t in state.read(prior.model, state.PRIOR).items())
+
+
+def test_it_reads_the_rows_that_meta_training_had(learned, suite):
+    prior = learned["point"]
+    few = replace(prior, config=merge(prior.config, {"meta": {"examples_per_task": 6}}))
+    rows = [limited(task, 6, prior.config.seed) for task in suite.train]
+    assert [len(task) for task in rows] == [6] * len(rows)
+    made = empirical_prior(few, suite.train)
+    assert all(torch.equal(made.variance[name], v) for name, v in empirical_prior(prior, rows).variance.items())
 
 
 def test_the_output_latent_gets_one_of_its_mean_pair_alone(learned, suite):
