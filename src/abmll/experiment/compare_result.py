@@ -110,10 +110,7 @@ def _stored(plan: Plan, method: Method, output: Path) -> list[Stored]:
 
 
 def _cost(plan: Plan, method: Method, output: Path, cells: Sequence[Stored]) -> Mapping[str, float]:
-    """What was measured: means over seeds (training) and cells (the rest), the peak the highest of all.
-
-    `trainable_parameters`: numbers that training moved, of the start or for a task, whichever are more; 0: none.
-    """
+    """What was measured: means over seeds (training) and cells (the rest), the peak the highest of all."""
     starts = []
     for seed in plan.seeds:
         folder = start_folder(plan, method, seed, output)
@@ -124,21 +121,31 @@ def _cost(plan: Plan, method: Method, output: Path, cells: Sequence[Stored]) -> 
                 for key, value in folders.read_json(more).items():
                     cost[key] += value
             starts.append(cost)
-    trained = [f["trained"] for _, f in cells if "trained" in f]  # older cells did not count
-    moved = [cost["trainable_parameters"] for cost in starts] + trained
+    moved = _moved(method, [cost["trainable_parameters"] for cost in starts], cells)
     learning = {
         "seconds_train": [cost["seconds"] for cost in starts],
         "passes_train": [cost["passes"] for cost in starts],
     }
     return {
-        **({"trainable_parameters": max(moved)} if moved else {}),  # unless somebody cleared the starts
-        **{name: _mean(values) for name, values in learning.items() if values},
+        **({} if moved is None else {"trainable_parameters": moved}),
+        **{name: _mean(values) for name, values in learning.items() if values},  # unless somebody cleared the starts
         "steps_adapt": _mean([len(facts["losses"]) for _, facts in cells]),
         "seconds_adapt": _mean([facts["seconds_adapt"] for _, facts in cells]),
         "seconds_predict": _mean([facts["seconds_predict"] for _, facts in cells]),
         "forwards": _mean([facts["forwards"] for _, facts in cells]),
         "peak_memory_bytes": max([c["peak_memory_bytes"] for c in starts] + [f["peak_memory_bytes"] for _, f in cells]),
     }
+
+
+def _moved(method: Method, adapter: Sequence[int], cells: Sequence[Stored]) -> int | None:
+    """How many numbers training moved: of the start, or for a task if those are more; None where nobody knows.
+
+    `adapter`: the sizes of the starts. Cells of earlier versions did not count: they moved their adapter, or nothing.
+    """
+    own = 0 if method.config.posterior.name == "none" else None
+    trained = [facts.get("trained", own) for _, facts in cells]
+    starts = adapter if method.config.meta.name != "none" or None in trained else ()
+    return max([*starts, *(n for n in trained if n is not None)], default=None)
 
 
 def _mean(values: Sequence[float]) -> float:
