@@ -314,6 +314,19 @@ def grid_page(
     return record, lines
 
 
+def hours(work: Path) -> dict[str, float]:
+    """What the folder's cells (those of tuning, too) and starts took, by the seconds stored with them, in hours."""
+    cells = starts = 0.0
+    for path in work.glob("**/cells/*.npz"):
+        if not any(part.endswith("+temperature") for part in path.parts):  # made of other cells
+            with np.load(path) as data:
+                facts = json.loads(str(data["facts"]))
+            cells += facts["seconds_adapt"] + facts["seconds_predict"]
+    for path in work.glob("starts/*/cost.json"):
+        starts += json.loads(path.read_text())["seconds"]
+    return {"adaptation and answers": round(cells / 3600, 1), "starts": round(starts / 3600, 1)}
+
+
 def write(bench: Any, orders: Mapping[str, Sequence[str]], draws: int, results: Path) -> None:
     """The two files, and the archives of cells."""
     from abmll.experiment.provenance import provenance
@@ -335,6 +348,9 @@ def write(bench: Any, orders: Mapping[str, Sequence[str]], draws: int, results: 
             names = [n for n in order if n not in adopted and not n.endswith("+temperature")]
             pack(read(bench.work / suite, names), results / "real_tables" / suite)
     tuned = json.loads((bench.work / "tuned.json").read_text())
+    record["core_hours"] = hours(bench.work)
+    spent = ", ".join(f"{name} {value}" for name, value in record["core_hours"].items())
+    lines += [f"Core-hours, tuning included, on cores that others used at the same time: {spent}.", ""]
     record |= {
         "tuning": tuned,
         "settings": {n: bench.settings(n) for n in orders["cls"] if bench.is_tuned(n)},

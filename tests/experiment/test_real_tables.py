@@ -119,6 +119,17 @@ def test_packed_cells_come_back(scripts: Any, tmp_path: Path) -> None:
     assert lines[0]["nll"] == pytest.approx(0.48, abs=0.03)
 
 
+def test_hours_are_those_of_the_cells_and_starts(scripts: Any, tmp_path: Path) -> None:
+    _, report = scripts
+    from abmll.experiment.stored import Outcome, store
+
+    for place in ("cls/methods/lora", "tune/0/methods/lora", "cls/methods/lora/validation", "cls/methods/x+temperature"):
+        store(tmp_path / place, Outcome(made("lora", "a", 1, 1.0)[0], 1800.0, 1800.0, 1.0, 0, ()))
+    (tmp_path / "starts/a").mkdir(parents=True)
+    (tmp_path / "starts/a/cost.json").write_text('{"seconds": 7200.0}')
+    assert report.hours(tmp_path) == {"adaptation and answers": 3.0, "starts": 2.0}
+
+
 def test_a_report_tunes_nothing(scripts: Any, tmp_path: Path) -> None:
     tables, _ = scripts
     bench = tables.Bench("shared", tmp_path)
