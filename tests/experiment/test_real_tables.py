@@ -123,7 +123,7 @@ def test_hours_are_those_of_the_cells_and_starts(scripts: Any, tmp_path: Path) -
     _, report = scripts
     from abmll.experiment.stored import Outcome, store
 
-    for place in ("cls/methods/lora", "tune/0/methods/lora", "cls/methods/lora/validation", "cls/methods/x+temperature"):
+    for place in ("cls/methods/a", "tune/0/methods/a", "cls/methods/a/validation", "cls/methods/a+temperature"):
         store(tmp_path / place, Outcome(made("lora", "a", 1, 1.0)[0], 1800.0, 1800.0, 1.0, 0, ()))
     (tmp_path / "starts/a").mkdir(parents=True)
     (tmp_path / "starts/a/cost.json").write_text('{"seconds": 7200.0}')
