@@ -19,7 +19,7 @@ what results/real_tables holds is not computed again. `abmll report runs/tables/
   posterior and not in the number of draws.
 - Rows that the real run had are taken over from its cells (`adopt`).
 - The grid start x posterior is asked of cls; mcqa has the presets, learned in as many episodes as tuning's trials: its
-  texts are longer, and all of this is to fit in ten core-hours.
+  texts are longer. All of this was to fit in ten core-hours; the page says what it took.
 """
 
 from __future__ import annotations

@@ -50,10 +50,7 @@ def check_base(config: ModelConfig) -> None:
     """UserError for what says without the weights that `load_base` would fail: device, library, folder, config.json."""
     from transformers import AutoConfig
 
-    folder = resolve(config.name)
-    device_of(config)
-    if config.quantize != "none" and find_spec("bitsandbytes") is None:
-        raise UserError(f"quantize {config.quantize!r} needs bitsandbytes; pip install bitsandbytes, or leave it out")
+    folder, _ = _place(config)
     try:
         AutoConfig.from_pretrained(folder, **_revision(config))
     except (OSError, ValueError, KeyError) as error:
@@ -67,8 +64,7 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-    check_base(config)
-    folder, device = resolve(config.name), device_of(config)
+    folder, device = _place(config)
     dtype = DTYPES.get(config.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
     extra = _revision(config)
     loader = AutoModel if scoring == "embedding" else AutoModelForCausalLM
@@ -94,6 +90,13 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     if scoring != "embedding":
         _check_causal(config.name, model, scoring)
     return model, tokenizer
+
+
+def _place(config: ModelConfig) -> tuple[str, torch.device]:
+    """Where the model comes from and goes to; UserError for either, and for bits without their library."""
+    if config.quantize != "none" and find_spec("bitsandbytes") is None:
+        raise UserError(f"quantize {config.quantize!r} needs bitsandbytes; pip install bitsandbytes, or leave it out")
+    return resolve(config.name), device_of(config)
 
 
 def _revision(config: ModelConfig) -> dict[str, Any]:
