@@ -268,3 +268,16 @@ def test_a_table_of_ordinary_size_takes_seconds() -> None:
     began = time.process_time()
     summarise(cells, baseline="a", n_boot=1000)
     assert time.process_time() - began < 15
+
+
+def test_intervals_of_differences_say_nothing_impossible() -> None:
+    """Two tasks with differences far apart: t with one degree of freedom would go far beyond a hundred points."""
+    labels = np.zeros(20, dtype=np.int64)
+    right, wrong = np.log(np.tile([0.9, 0.1], (20, 1))), np.log(np.tile([0.1, 0.9], (20, 1)))
+    cells = [Cell("base", t, 0, right, labels) for t in ("a", "b")]
+    cells += [Cell("odd", "a", 0, right, labels), Cell("odd", "b", 0, wrong, labels)]
+    found = {c.metric: c for c in summarise(cells, baseline="base", n_boot=200).comparisons}
+    assert (found["accuracy"].low, found["accuracy"].high) == (-1.0, 1.0)
+    assert (found["pooled_ece"].low, found["pooled_ece"].high) == (-1.0, 1.0)
+    assert found["brier"].low == -2.0
+    assert found["nll"].high > np.log(9)  # nats have no bound

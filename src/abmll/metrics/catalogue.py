@@ -46,6 +46,13 @@ class CellMetric:
     fixed_labels: bool = False
     outside: bool = False
 
+    @property
+    def difference_bounds(self) -> tuple[float, float]:
+        """The range of the difference of two values, or of two excesses over a null."""
+        low, high = self.bounds
+        width = (high - low) * (1.0 if self.null is None else 2.0)
+        return -width, width
+
     def applies(self, cell: Scored) -> bool:
         """Has the metric a meaning for this cell?"""
         if self.outside and cell.outside is None:

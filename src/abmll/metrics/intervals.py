@@ -172,7 +172,7 @@ def interval(
     Args:
         result: from `macro`, `pooled` or `pooled_difference`.
         level: coverage aimed at, above 0 and below 1.
-        bounds: the range of the metric; the ends are clipped to it (not for differences).
+        bounds: the range of what is estimated (of a metric, or of a difference of two); the ends are clipped to it.
 
     Returns:
         (low, high).

@@ -192,7 +192,7 @@ def _compare_pools(name: str, pools: dict[str, Pool], draws: Draws, s: _Settings
             continue
         result = pooled_difference(ours, base, draws, s.scope)
         test = swap_test(ours.gaps.sum(axis=1), base.gaps.sum(axis=1), error, seed=s.seed)
-        found.append(Contest(method, result.corrected, _ends(result, test.n_tasks, s), test))
+        found.append(Contest(method, result.corrected, _ends(result, test.n_tasks, s, (-1.0, 1.0)), test))
     return judge(name, s.baseline, "lower", found, s.alpha)
 
 
@@ -241,5 +241,5 @@ def _compare_cells(
         excess = point if metric.null is None else point - (values.null[m] - values.null[base])
         result = macro(point, values.reps[m] - values.reps[base], draws, s.scope, excess)
         test = paired_test(task_differences(excess, np.zeros_like(excess)), s.test, s.seed)
-        found.append(Contest(method, result.corrected, _ends(result, test.n_tasks, s), test))
+        found.append(Contest(method, result.corrected, _ends(result, test.n_tasks, s, metric.difference_bounds), test))
     return judge(metric.name, s.baseline, metric.better, found, s.alpha)
