@@ -196,9 +196,24 @@ def test_suites_are_listed_shown_and_checked(place, run):
     shown = run("suites", "show", place.suite)
     assert shown.status == 0
     assert "4 train, 2 test" in shown.out
-    checked = run("suites", "check", place.suite)
-    assert checked.status == 0
-    assert checked.out.splitlines()[-1].endswith(("finding", "findings"))
+
+
+def test_suites_check_tells_by_its_status_whether_something_was_found(run, tmp_path):
+    rows = [
+        f'{{"input": "number {i} of these", "options": ["odd", "even"], "output": "{("even", "odd")[i % 2]}"}}\n'
+        for i in range(60)
+    ]
+    for part, own in (("train", rows[:30]), ("test", rows[30:])):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        (tmp_path / "data" / part / f"{part}.jsonl").write_text("".join(own))
+    clean = run("suites", "check", tmp_path / "data")
+    assert (clean.status, clean.out) == (0, "0 findings\n")
+    with (tmp_path / "data" / "test" / "test.jsonl").open("a") as file:
+        file.write(rows[0])  # a leak
+    found = run("suites", "check", tmp_path / "data")
+    assert found.status == 1
+    assert "train" in found.out
+    assert found.out.endswith("1 finding\n")
 
 
 def test_a_fault_of_ours_is_a_traceback_and_status_1(run, monkeypatch):

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0; 2 for a mistake of the user, said in one line on stderr; 1 for a fault of ours, with a
-        traceback, and where a command says that it has not done everything; 130 after Ctrl-C.
+        traceback, and where a command says what it has not done or what a check has found; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

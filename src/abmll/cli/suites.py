@@ -19,8 +19,8 @@ def suites(
     max_characters: int | None = None,
     allow_missing: bool = False,
     overwrite: bool = False,
-) -> None:
-    """List the built-in suites; show, fetch from the hub, or check one.
+) -> int:
+    """List the built-in suites; show, fetch from the hub, or check one: exit status 1 where it finds something.
 
     Args:
         action: list, show, fetch or check.
@@ -33,7 +33,7 @@ def suites(
     """
     if action == "list":
         _list()
-        return
+        return 0
     if name is None:
         raise UserError(f"suites {action} needs a NAME: a built-in suite or a path; `abmll suites` lists them")
     if action == "fetch":
@@ -53,7 +53,8 @@ def suites(
     elif action == "show":
         _show(name)
     else:
-        _check(name)
+        return _check(name)
+    return 0
 
 
 def _list() -> None:
@@ -92,10 +93,11 @@ def _show(name: str) -> None:
     print(", ".join(f"{count} {part}" for part, count in counts.items()))
 
 
-def _check(name: str) -> None:
+def _check(name: str) -> int:
     from abmll.tasks import check, load_suite
 
     findings = check(load_suite(name))
     for finding in findings:
         print(f"{finding.task or name}: {finding.text}")
     print(f"{len(findings)} finding{'s' if len(findings) != 1 else ''}")
+    return 1 if findings else 0
