@@ -15,20 +15,21 @@ Name = Literal[
 POSTERIORS = Name.__args__  # type: ignore[attr-defined]
 USE_WEIGHT_PRIOR = ("map", "laplace", "blob")  # those that a Gaussian over the weights around the start can serve
 _FIT = ("steps", "batch_size", "lr")
-_USED = {
+# Those that read more or less than the steps, the draws and a group of their own name.
+_USED: dict[str, tuple[str, ...]] = {
     "none": (),
     "point": _FIT,
     "map": (*_FIT, "prior_variance"),
     "variational": (*_FIT, "beta", "adapt_kl", "kl", "draw", "scope", "samples"),
     "laplace": (*_FIT, "prior_variance", "laplace", "samples"),
     "blob": (*_FIT, "prior_variance", "blob", "samples"),
-    **{name: (*_FIT, name, "samples") for name in ("swag", "inducing", "tfb", "dropout", "ensemble")},
 }
 
 
 def used_settings(name: str) -> frozenset[str]:
     """The settings of PosteriorConfig that this posterior reads, groups by the group's name."""
-    return frozenset(("name", *_USED[name]))
+    own = (name,) if name in PosteriorConfig.__dataclass_fields__ else ()
+    return frozenset(("name", *_USED.get(name, (*_FIT, *own, "samples"))))
 
 
 @dataclass(frozen=True, slots=True)
