@@ -8,7 +8,7 @@ import yaml
 import abmll
 import tiny
 from abmll.posterior.point import Point
-from abmll.tasks import hold_out_validation, load_suite
+from abmll.tasks import hold_out_validation, load_suite, write_jsonl
 from abmll.tasks.splits import suite_hash
 
 QUICK = {
@@ -113,6 +113,19 @@ def test_settings_of_one_method_come_from_a_file_and_budgets_must_agree(command,
         ("lora", ("--processes", 0), "--processes 0; at least 1"),
         ("lora", ("--device", "meta"), "device 'meta' cannot be used"),
         ("lora", ("--model.name", "no-one/nothing"), "model 'no-one/nothing' is no folder here"),
+        ("lora", ("--seeds", 10**20), "holds a number that does not fit into 64 bits"),
+        (
+            "pretrained,abmll",
+            ("--adapter.target_modules", "[lm_head]"),
+            "method 'abmll': target_modules name",
+        ),
+        (
+            "pretrained,lora",
+            ("--adapter.target_modules", "[foo]"),
+            "method 'pretrained': no layer to adapt",
+        ),
+        ("lora,fomaml", ("--meta.examples_per_task", 1), "method 'fomaml': task 't0' has 1 row"),
+        ("lora,metaicl", ("--meta.batch_size", 24), "method 'metaicl': task 't0' has 24 rows, of which 24 are kept"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_written(methods, more, message, command, run, tmp_path):
@@ -121,6 +134,39 @@ def test_mistakes_are_said_before_anything_is_written(methods, more, message, co
     assert message in found.err
     assert len(found.err.splitlines()) == 1
     assert not (tmp_path / "c").exists()
+
+
+def test_models_and_rows_that_cannot_be_asked_are_refused_before_anything_is_written(command, place, run, tmp_path):
+    many = [{"input": str(i), "options": [f"o{j}" for j in range(30)], "output": f"o{i}"} for i in range(20)]
+    for crowded in ("train", "test"):
+        for part, task in (("train", "t0"), ("test", "u0")):
+            (tmp_path / crowded / part).mkdir(parents=True)
+            write_jsonl(tmp_path / crowded / part / f"{task}.jsonl", tiny.task(task))
+        tiny.write_rows(tmp_path / crowded / crowded / "many.jsonl", many)
+    cases = {
+        "no chat template": ("--model.name", tiny.save_llama(tmp_path / "bare", chat=False)),
+        "is an encoder (bert), and scoring 'letters' reads": ("--model.name", tiny.save_bert(tmp_path / "bert")),
+        "method 'lora': task 'many' row 1: the example '0' has 30 options": ("--suite", tmp_path / "train"),
+        "method 'pretrained': task 'many' row 1: the example '0' has 30 options": ("--suite", tmp_path / "test"),
+    }
+    for message, more in cases.items():
+        found = run(*command("pretrained,lora", *more, "--output", tmp_path / "c"))
+        assert found.status == 2
+        assert message in found.err
+        assert len(found.err.splitlines()) == 1
+        assert not (tmp_path / "c").exists()
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(command, run, tmp_path):
+    folder = tmp_path / "c"
+    assert run(*command("lora", "--output", folder)).status == 0
+    before = tiny.contents(folder)
+    other = ("--posterior.steps", 1, "--resume", "--output", folder)
+    refused = run(*command("reptile,lora", *other))
+    assert refused.status == 2
+    assert "lora was begun with another config.posterior.steps (2, now 1)" in refused.err
+    assert tiny.contents(folder) == before
+    assert run(*command("reptile,lora", "--resume", "--output", folder)).status == 0
 
 
 def test_help_does_not_offer_what_is_refused(run):

@@ -93,10 +93,12 @@ def compare(
     from abmll.experiment.compare import run
     from abmll.experiment.compare_plan import Plan, check_plan, open_output
     from abmll.experiment.compare_result import conclude
+    from abmll.experiment.rehearsal import rehearse
 
     default = "lora" if "lora" in names else names[0]
     plan = Plan(made, tasks, chosen, shots, query, baseline or default, weight_prior_floor, foreign)
     check_plan(plan)
+    rehearse(plan)
     open_output(plan, output, resume, overwrite)
     for line in [f"unequal budgets, {line}" for line in differences] or [budget(made, shots)]:
         say(line)

@@ -233,4 +233,6 @@ def number_list(text: str, option: str) -> list[int]:
         raise UserError(f"{option} {text!r} is not a list of numbers; write it as 1,2,3") from None
     if not found or len(set(found)) != len(found):
         raise UserError(f"{option} {text!r} needs at least one number, each once")
+    if max(map(abs, found)) >= 2**63:
+        raise UserError(f"{option} {text!r} holds a number that does not fit into 64 bits; name smaller ones")
     return found

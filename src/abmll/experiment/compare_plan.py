@@ -17,7 +17,6 @@ from abmll.errors import UserError
 from abmll.experiment import folders
 from abmll.experiment.config import RunConfig
 from abmll.experiment.grid import Method, check_floor, fingerprint
-from abmll.experiment.models import check_base
 from abmll.experiment.results import check_protocol
 from abmll.experiment.tempered import VALIDATION
 from abmll.tasks.foreign import Foreign
@@ -78,9 +77,7 @@ class Start:
 
 
 def check_plan(plan: Plan) -> None:
-    """UserError for what would fail only after hours: tasks, rows, models and their devices, validation tasks."""
-    for model in {method.config.model for method in plan.methods}:
-        check_base(model)
+    """UserError for what would fail only after hours: tasks, rows, validation tasks (`rehearsal` has the rest)."""
     for method in plan.methods:
         check_protocol(method.config, plan.suite, plan.shots, plan.query, plan.seeds, plan.foreign)
         if (method.config.meta.name != "none" or method.empirical) and not plan.suite.train:
@@ -117,13 +114,15 @@ def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None
         folders.fresh_folder(output, overwrite)
         folders.write_json(output / folders.IDENTITY, identity)
     _same(output, identity)
+    begun: dict[Path, dict[str, Any]] = {}
     for method in plan.fitted:
         settings = {"config": asdict(method.config), "floor": plan.floor if method.empirical else None}
-        path = output / "methods" / method.name
-        if not (path / folders.IDENTITY).is_file():
-            path.mkdir(parents=True, exist_ok=True)
-            folders.write_json(path / folders.IDENTITY, settings)
-        _same(path, settings)
+        begun[path := output / "methods" / method.name] = settings
+        if (path / folders.IDENTITY).is_file() and any(path.glob("**/cells/*.npz")):
+            _same(path, settings)
+    for path, settings in begun.items():  # only now: what is refused leaves the folder as it was
+        path.mkdir(parents=True, exist_ok=True)
+        folders.write_json(path / folders.IDENTITY, settings)
 
 
 def _same(folder: Path, wanted: dict[str, Any]) -> None:

@@ -41,7 +41,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
             check_type(name, facts.get(name), kind)
         from_dict(facts["config"])
     except UserError as error:
-        raise UserError(f"{folder / folders.FACTS}: {error}; the folder is damaged, write it again") from None
+        raise UserError(
+            f"{folder / folders.FACTS}: {error}; the folder is damaged: delete it, and write it again"
+        ) from None
     return facts
 
 

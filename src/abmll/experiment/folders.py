@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; the folder is incomplete, write it again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); the folder is damaged, write it again") from None
+        raise UserError(f"{path} is not JSON ({error}); the folder is damaged: delete it, and write it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; the folder is damaged, write it again")
+        raise UserError(f"{path} holds no JSON object; the folder is damaged: delete it, and write it again")
     return content

@@ -46,17 +46,6 @@ def resolve(name: str) -> str:
     return name
 
 
-def check_base(config: ModelConfig) -> None:
-    """UserError for what says without the weights that `load_base` would fail: device, library, folder, config.json."""
-    from transformers import AutoConfig
-
-    folder, _ = _place(config)
-    try:
-        AutoConfig.from_pretrained(folder, **_revision(config))
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded(config.name, str(error)) from error
-
-
 def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     """(model, tokenizer) on their device, frozen, in eval mode: base-model dropout is off at every stage.
 
@@ -64,9 +53,11 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-    folder, device = _place(config)
+    if config.quantize != "none" and find_spec("bitsandbytes") is None:
+        raise UserError(f"quantize {config.quantize!r} needs bitsandbytes; pip install bitsandbytes, or leave it out")
+    folder, device = resolve(config.name), device_of(config)
     dtype = DTYPES.get(config.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
-    extra = _revision(config)
+    extra = {"revision": config.revision} if config.revision else {}
     loader = AutoModel if scoring == "embedding" else AutoModelForCausalLM
     quantized: dict[str, Any] = {}
     if config.quantize != "none":
@@ -90,17 +81,6 @@ def load_base(config: ModelConfig, scoring: str) -> tuple[Any, Any]:
     if scoring != "embedding":
         _check_causal(config.name, model, scoring)
     return model, tokenizer
-
-
-def _place(config: ModelConfig) -> tuple[str, torch.device]:
-    """Where the model comes from and goes to; UserError for either, and for bits without their library."""
-    if config.quantize != "none" and find_spec("bitsandbytes") is None:
-        raise UserError(f"quantize {config.quantize!r} needs bitsandbytes; pip install bitsandbytes, or leave it out")
-    return resolve(config.name), device_of(config)
-
-
-def _revision(config: ModelConfig) -> dict[str, Any]:
-    return {"revision": config.revision} if config.revision else {}
 
 
 @torch.no_grad()

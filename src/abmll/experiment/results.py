@@ -16,11 +16,10 @@ from abmll.experiment.prior import Prior, check_examples
 from abmll.experiment.provenance import provenance
 from abmll.experiment.stored import Outcome, cell_path, load_cells, load_paper, readable
 from abmll.metrics import Cell, Summary, summarise
+from abmll.posterior.registry import check_posterior
 from abmll.tasks.foreign import Foreign
 from abmll.tasks.splits import draw_rows, suite_hash
 from abmll.tasks.task import Suite, Task
-
-IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,7 @@ def evaluate_suite(
         check_examples(prior.scorer, task.name, task.examples)
     samples = prior.config.posterior.samples
     identity = {
+        "config": asdict(prior.config),
         "config_hash": prior.config.hash(),
         "prior_hash": prior.hash,
         "suite_hash": suite_hash(suite),
@@ -115,6 +115,7 @@ def check_protocol(
     foreign: Foreign | None = None,
 ) -> None:
     """UserError where these settings cannot be evaluated on the suite's test tasks with so many rows."""
+    check_posterior(config.posterior, config.adapter.latent, config.meta.name != "none")
     if not suite.test:
         raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
     if not seeds:
@@ -136,8 +137,8 @@ def check_protocol(
 
 
 def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> Path:
-    if resume and (folder / IDENTITY).is_file():
-        before = folders.read_json(folder / IDENTITY)
+    if resume and (folder / folders.IDENTITY).is_file():
+        before = folders.read_json(folder / folders.IDENTITY)
         if odd := folders.difference(before, identity):
             name, old, now = odd
             raise UserError(
@@ -145,10 +146,10 @@ def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool)
                 "it with --overwrite"
             )
         return folder
-    if (folder / IDENTITY).is_file() and not overwrite:
+    if (folder / folders.IDENTITY).is_file() and not overwrite:
         raise UserError(f"output folder {folder} exists; go on with --resume, or replace it with --overwrite")
     folders.fresh_folder(folder, overwrite)
-    folders.write_json(folder / IDENTITY, identity)
+    folders.write_json(folder / folders.IDENTITY, identity)
     return folder
 
 
@@ -181,7 +182,6 @@ def _conclude(
         "suite": suite.name,
         "seeds": list(seeds),
         "tasks": [task.name for task in suite.test],
-        "config": asdict(prior.config),
         "provenance": provenance({"prompt": prior.scorer.prompt_form}),
         "truncated": sum(facts["truncated"] for _, facts in stored),
         "crowded": sum(facts["crowded"] for _, facts in stored),

@@ -36,14 +36,12 @@ def write_tempered(fitted: Path, folder: Path, seed: int, tasks: Collection[str]
     Raises:
         UserError: a validation task without a cell.
     """
-    found = {c.task: c for c, _ in load_cells(fitted / VALIDATION, "") if c.seed == seed and c.task in validation}
+    found = {c.task: c for c, _ in load_cells(fitted / VALIDATION, "", {(task, seed) for task in validation})}
     if missing := sorted(set(validation) - set(found)):
         raise UserError(f"no temperature for seed {seed}: validation task {missing[0]!r} has no predictions")
     learned = [found[name] for name in sorted(found)]
     t = fit_temperature([mixture(c.log_probs) for c in learned], [np.asarray(c.labels) for c in learned])
-    for cell, facts in load_cells(fitted, ""):
-        if cell.seed != seed or cell.task not in tasks:
-            continue
+    for cell, facts in load_cells(fitted, "", {(task, seed) for task in tasks}):
         draws = np.asarray(cell.log_probs)
         tempered = replace(
             cell,

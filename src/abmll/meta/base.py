@@ -87,8 +87,8 @@ class MetaLearner(ABC):
             hidden = self.hidden_batches * self.config.batch_size
             if len(rows := set(task.examples)) <= hidden:
                 raise UserError(
-                    f"task {task.name!r} has {len(rows)} rows, of which a batch (maml: and the query) of "
-                    f"{self.config.batch_size} leaves none to show in its prompts; lower batch_size, or leave "
+                    f"task {task.name!r} has {len(rows)} rows, of which {hidden} are kept out of their own prompts "
+                    f"({self.hidden_batches} x batch_size): none is left to show; lower batch_size, or leave "
                     "in_context out"
                 )
 

@@ -172,7 +172,9 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[_Found]:
         raise UserError(f"{path} holds a result of kind {kind!r}; evaluation, compare or demo is needed")
     methods = content.get("methods")
     if not isinstance(methods, Mapping) or not methods:
-        raise UserError(f"{path} names no methods in its result file; the folder is damaged, write it again")
+        raise UserError(
+            f"{path} names no methods in its result file; the folder is damaged: delete it, and write it again"
+        )
     found = []
     for label, entry in methods.items():
         folder = path / str(entry.get("folder", label))
