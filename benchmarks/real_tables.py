@@ -1,4 +1,4 @@
-"""Real tables: every preset and the grid start x posterior on a sentence encoder, one protocol, resumable by cell.
+"""Real tables: presets and the grid start x posterior on a sentence encoder, one protocol, resumable by cell.
 
     python benchmarks/real_tables.py [--data ../shared] [--work runs/tables] [--stages cls:1 cls:2 mcqa:1 report]
 
@@ -10,7 +10,10 @@ what results/real_tables holds is not computed again. `abmll report runs/tables/
   steps of 4, adaptation of 5 steps of 8; 16 labelled examples, 100 query rows.
 - What is tuned is tuned on the 5 held-out VALIDATION tasks of cls: starts of seed 0 and 150 episodes, 50 query rows,
   DRAWS draws. mcqa takes over what cls chose.
-- Meta rates of lora, structured-lora, reptile and ABMLL are those that `real.py` chose; maml has 4 trials here.
+- Every preset that applies to an encoder: not those with demonstrations in the prompt (`icl`, `metaicl`, `maml-en-llm`,
+  `abmll-icl`, `abmll-metaicl`: `grid_mini.md` has them), nor `paper` (an 8B model's settings).
+- Meta rates of lora, structured-lora, reptile and ABMLL are those that `real.py` chose, of 4 trials; maml has 4 here,
+  and 2 more just outside of them, tried as it had chosen the lowest inner and highest outer rate: they were worse.
 - Every (start, posterior) has its own adaptation rate from one grid of three. It is AdamW's on A and B for all
   posteriors but `inducing`, whose steps RATE_SCALE multiplies (so that the middle is its preset's rate); blob's
   deviations keep a rate of their own, its default.
@@ -47,7 +50,7 @@ POSTERIOR: dict[str, dict[str, Any]] = {
 # SGD's inner rate on the mean NLL, AdamW's outer rate.
 _MAML = [
     {"meta": {"inner_lr": inner, "outer_lr": outer}}
-    for inner, outer in ((0.1, 1e-3), (0.1, 2e-4), (0.3, 1e-3), (0.03, 1e-3))
+    for inner, outer in ((0.1, 1e-3), (0.1, 2e-4), (0.3, 1e-3), (0.03, 1e-3), (0.01, 1e-3), (0.03, 2e-3))
 ]
 TRIALS: dict[str, list[dict[str, Any]]] = {"fomaml": _MAML, "maml": _MAML}
 

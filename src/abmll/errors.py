@@ -1,9 +1,12 @@
-"""The one exception a user's mistake raises, and the hint that names what was probably meant."""
+"""What a user's mistake raises and what is told beside a result, and the hint that names what was probably meant."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -11,6 +14,24 @@ class UserError(ValueError):
 
     The command line prints the message and exits with status 2, without a traceback; anything else is our fault.
     """
+
+
+class AbmllWarning(UserWarning):
+    """A result that is not what its user will take it for; names the way out. The command line shows it in one line."""
+
+
+def show_own_warnings() -> None:
+    """Of all warnings show ours alone, each text once: what others warn of is not for the users of a command."""
+    told = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in told:  # Python's own memory is lost whenever somebody touches the filters
+            told.add(str(message))
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", AbmllWarning)
+    warnings.showwarning = show
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

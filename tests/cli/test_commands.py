@@ -107,6 +107,9 @@ def test_evaluate_stores_every_cell_and_goes_on_where_it_stopped(place, run, tmp
     other = run(*command[:-4], "--query", 9, "--output", tmp_path / "e", "--resume")
     assert other.status == 2
     assert "was begun with another protocol" in other.err
+    other = run(*command, "--posterior.lr", 0.1, "--output", tmp_path / "e", "--resume")
+    assert other.status == 2
+    assert "was begun with another config.posterior.lr (0.02, now 0.1)" in other.err
 
 
 def test_paper_scoring_stores_and_reports_the_papers_own_numbers(place, run, tmp_path):

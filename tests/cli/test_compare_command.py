@@ -83,6 +83,13 @@ def test_a_failure_is_named_and_the_status_is_1(command, run, tmp_path, monkeypa
     assert run(*command("lora,lora+map", "--output", tmp_path / "c", "--resume")).status == 0
 
 
+def test_what_a_result_is_not_is_said_once(command, run, tmp_path):
+    found = run(*command("reptile,reptile+ensemble", "--posterior.batch_size", 6, "--output", tmp_path / "c"))
+    assert found.status == 0, found.err
+    (said,) = [line for line in found.err.splitlines() if line.startswith("warning: posterior")]
+    assert said.startswith("warning: posterior 'ensemble': its members begin at one learned start and every batch")
+
+
 def test_settings_of_one_method_come_from_a_file_and_budgets_must_agree(command, run, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(yaml.safe_dump({"lora": {"meta": {"inner_lr": 0.001}, "posterior": {"steps": 3}}}))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from abmll.errors import UserError
-from abmll.experiment.stored import Outcome, load_cells, store
+from abmll.experiment.stored import Outcome, cell_path, load_cells, store
 from abmll.experiment.tempered import write_tempered
 from abmll.metrics import Cell
 
@@ -43,3 +43,11 @@ def test_t_is_that_of_the_validation_tasks_of_the_seed(seed, t, fitted, tmp_path
 def test_no_temperature_without_every_validation_task(fitted, tmp_path):
     with pytest.raises(UserError, match="no temperature for seed 1: validation task 'v2' has no predictions"):
         write_tempered(fitted, tmp_path / "out", 1, ["u0"], ["v0", "v2"])
+
+
+def test_a_damaged_cell_of_another_seed_or_task_stops_no_temperature(fitted, tmp_path):
+    for folder, task, seed in ((fitted / "validation", "v0", 2), (fitted, "u0", 2), (fitted, "u9", 1)):
+        cell_path(folder, task, seed).write_bytes(b"no archive")
+    assert write_tempered(fitted, tmp_path / "out", 1, ["u0"], ["v0", "v1"]) == pytest.approx(2.0, rel=0.2)
+    with pytest.raises(UserError, match="are damaged"):
+        write_tempered(fitted, tmp_path / "out", 2, ["u0"], ["v0", "v1"])

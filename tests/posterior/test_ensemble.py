@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 import tiny
 from abmll.adapter import modes, state
 from abmll.adapter.config import AbmllConfig
-from abmll.errors import UserError
+from abmll.errors import AbmllWarning, UserError
 from abmll.posterior.ensemble import own_start
 from abmll.posterior.settings import Ensemble as Settings
 from abmll.predict import predict
@@ -143,7 +143,7 @@ def test_fits_and_loading_give_the_same_bits(latent, fitted):
 
 def test_members_that_cannot_differ_are_told(fitted):
     with pytest.warns(
-        UserWarning, match=r"every batch holds all 6 examples, so they are one adapter; lower batch_size"
+        AbmllWarning, match=r"every batch holds all 6 examples, so they are one adapter; lower batch_size"
     ):
         fitted("ensemble", "point", batch_size=6)
 

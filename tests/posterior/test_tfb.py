@@ -10,7 +10,7 @@ from torch import Tensor
 import tiny
 from abmll.adapter import modes, state
 from abmll.adapter.config import AbmllConfig
-from abmll.errors import UserError
+from abmll.errors import AbmllWarning, UserError
 from abmll.hashing import stable_hash
 from abmll.posterior import tfb
 from abmll.posterior.settings import Tfb as Settings
@@ -147,7 +147,7 @@ def test_all_admissible_is_the_top_and_none_is_zero_with_a_warning(made):
     assert made(tolerance=1e9, **WIDE).sigma == WIDE["high"]
     assert made(tolerance=1e9).sigma == 0.015
     words = "even sigma = 5.0 raises 'nll' by more than 1e-09 on the anchors; 0 is used"
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(AbmllWarning, match=words):
         posterior = made(steps=30, tolerance=1e-9, low=5.0, high=9.0)
     assert posterior.sigma == 0.0
     drawn = predict(posterior, QUERY, samples=3).log_probs
@@ -156,7 +156,7 @@ def test_all_admissible_is_the_top_and_none_is_zero_with_a_warning(made):
 
 def test_noise_that_breaks_the_model_is_not_admissible(made, monkeypatch):
     monkeypatch.setattr(Criterion, "__call__", lambda self, sigma: math.nan)
-    with pytest.warns(UserWarning, match="0 is used"):
+    with pytest.warns(AbmllWarning, match="0 is used"):
         assert made().sigma == 0.0
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from abmll.errors import UserError, unknown
+from abmll.errors import UserError, show_own_warnings, unknown
 
 # In the order a user meets them; the text is the first thing `abmll --help` says about each.
 COMMANDS = {
@@ -82,7 +82,7 @@ def _run(arguments: list[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for what torch starts, and for the demo's processes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what users can mend is said in errors; the rest is noise from below
+        show_own_warnings()
         return int(getattr(module, name)(**values) or 0)
 
 

@@ -6,12 +6,11 @@ import multiprocessing
 import queue
 import signal
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from abmll.errors import UserError
+from abmll.errors import UserError, show_own_warnings
 
 S = TypeVar("S")
 Tell = Callable[[Any], None]
@@ -71,7 +70,7 @@ def _process(do: Callable[[S, Tell], None], share: S, news: Any) -> None:
     from abmll.experiment.quiet import quiet
 
     quiet()
-    warnings.simplefilter("ignore")
+    show_own_warnings()
     try:
         do(share, news.put)
     except UserError as error:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from abmll.adapter import modes, state
+from abmll.errors import AbmllWarning
 from abmll.hashing import stable_hash
 from abmll.posterior.config import PosteriorConfig
 from abmll.posterior.point import Point
@@ -73,9 +74,10 @@ class Ensemble(WeightPosterior):
         """Fit the members one after the other; their losses follow each other."""
         if len(support) <= self.config.batch_size and is_learned(state.read(self.model, state.PRIOR)):
             warnings.warn(
-                f"posterior 'ensemble' of task {self.task!r}: its members begin at one learned start and every batch "
-                f"holds all {len(support)} examples, so they are one adapter; lower batch_size "
-                "(--posterior.batch_size), or use another posterior",
+                "posterior 'ensemble': its members begin at one learned start and every batch holds all "
+                f"{len(support)} examples, so they are one adapter; lower batch_size (--posterior.batch_size), or use "
+                "another posterior",
+                AbmllWarning,
                 stacklevel=2,
             )
         losses, members = [], []

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abmll.adapter import modes, state
-from abmll.errors import UserError
+from abmll.errors import AbmllWarning, UserError
 from abmll.hashing import stable_hash
 from abmll.posterior.point import Point
 from abmll.posterior.weights import Factors, WeightPosterior, normals
@@ -104,6 +104,7 @@ class Tfb(WeightPosterior, Point):
                 f"posterior 'tfb' of task {self.task!r}: even sigma = {settings.low} raises {settings.criterion!r} by "
                 f"more than {tolerance} on the anchors; 0 is used, so predictions are the mean's. Lower tfb.low or "
                 "raise tfb.tolerance",
+                AbmllWarning,
                 stacklevel=2,
             )
             return 0.0
