@@ -120,6 +120,7 @@ def test_settings_of_one_method_come_from_a_file_and_budgets_must_agree(command,
         ("lora", ("--processes", 0), "--processes 0; at least 1"),
         ("lora", ("--device", "meta"), "device 'meta' cannot be used"),
         ("lora", ("--model.name", "no-one/nothing"), "model 'no-one/nothing' is no folder here"),
+        ("lora", ("--resume", "--overwrite"), "--resume goes on with a folder and --overwrite replaces it; give one"),
         ("lora", ("--seeds", 10**20), "holds a number that does not fit into 64 bits"),
         (
             "pretrained,abmll",

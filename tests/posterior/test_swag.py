@@ -121,6 +121,7 @@ def test_several_runs_take_turns(fitted):
     for name, mean in two.tensors.items():
         torch.testing.assert_close(mean, (one.tensors[name] + second.tensors[name]) / 2)
     assert len(two.fit(SUPPORT, seed=1)) == 16
+    assert two.trained == 2 * one.trained > 0
 
 
 def test_fits_too_short_for_a_spread_are_refused_with_the_way_out(fitted):

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from abmll.errors import UserError
 from abmll.report import costs, naming
+from abmll.report.caveats import failures
 from abmll.report.compared import costs_table
 from abmll.report.source import Method, read
 
@@ -92,6 +95,18 @@ def test_protocols_are_not_mixed_unless_told(made, tmp_path, changes, said):
     assert sorted(m.name for s in settings for m in s.methods) == ["LoRA", "other"]
     assert len(settings) == 2
     assert [s.shots for s in settings] == sorted(s.shots for s in settings)
+
+
+@pytest.mark.parametrize("entry", [None, {"cost": [1]}])
+def test_a_method_that_is_none_is_refused(entry, made, tmp_path):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    content = json.loads((made.compare / "compare.json").read_text())
+    content["methods"]["good"] = entry
+    (folder / "compare.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="of method 'good' what is none; the folder is damaged"):
+        read([folder])
+    assert failures({"failures": 3}) == []
 
 
 def test_what_is_no_result_is_refused(made, tmp_path):

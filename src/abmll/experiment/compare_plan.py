@@ -146,10 +146,9 @@ def starts(plan: Plan) -> Iterator[Start]:
             yield Start(methods[0].start(seed), tuple(methods), name)
 
 
-def start_folder(plan: Plan, method: Method, seed: int, output: Path) -> Path:
-    """Where the start of a method and seed is."""
-    found = next(s for s in starts(plan) if s.config.seed == seed and method.fitted in s.methods)
-    return output / "starts" / found.folder
+def start_folders(plan: Plan, output: Path) -> dict[tuple[str, int], Path]:
+    """Where the start of every fitted method, by its name, and seed is."""
+    return {(m.name, s.config.seed): output / "starts" / s.folder for s in starts(plan) for m in s.methods}
 
 
 def empirical_folder(start: Path, method: Method, plan: Plan) -> Path:

@@ -11,7 +11,7 @@ from abmll.errors import UserError
 from abmll.experiment import folders
 from abmll.experiment.budgets import unequal
 from abmll.experiment.compare import Failure
-from abmll.experiment.compare_plan import COST, Plan, empirical_folder, start_folder
+from abmll.experiment.compare_plan import COST, Plan, empirical_folder, start_folders
 from abmll.experiment.grid import Method
 from abmll.experiment.provenance import provenance
 from abmll.experiment.results import foreign_missing
@@ -50,14 +50,15 @@ def conclude(plan: Plan, output: Path, failures: Sequence[Failure]) -> tuple[Sum
         baseline=plan.baseline if plan.baseline in stored else None,
         common_only=bool(failures),
     )
+    places = start_folders(plan, output)
     entries = {
         m.name: {
             "folder": f"methods/{m.name}",
             "config": asdict(m.config),
             "empirical_prior": m.empirical,
             "temperature": {str(seed): t for seed, t in temperatures.get(m.name, {}).items()} or None,
-            "starts": {str(seed): start_folder(plan, m, seed, output).name for seed in plan.seeds},
-            "cost": _cost(plan, m, output, stored[m.name]),
+            "starts": {str(seed): places[m.fitted.name, seed].name for seed in plan.seeds},
+            "cost": _cost(plan, m, [places[m.fitted.name, seed] for seed in plan.seeds], stored[m.name]),
         }
         for m in plan.methods
         if m.name in stored
@@ -109,11 +110,10 @@ def _stored(plan: Plan, method: Method, output: Path) -> list[Stored]:
     return list(load_cells(folder, method.name, wanted))
 
 
-def _cost(plan: Plan, method: Method, output: Path, cells: Sequence[Stored]) -> Mapping[str, float]:
+def _cost(plan: Plan, method: Method, places: Sequence[Path], cells: Sequence[Stored]) -> Mapping[str, float]:
     """What was measured: means over seeds (training) and cells (the rest), the peak the highest of all."""
     starts = []
-    for seed in plan.seeds:
-        folder = start_folder(plan, method, seed, output)
+    for folder in places:
         if (folder / COST).is_file():
             cost = folders.read_json(folder / COST)
             more = empirical_folder(folder, method, plan) / COST

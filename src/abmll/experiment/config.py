@@ -43,6 +43,10 @@ class ModelConfig:
         check_types(self, "model")
 
 
+# Settings of the adapter that not every latent reads, and those latents that do.
+SOME_LATENTS = {"log_variance": ("output", "factor", "weight"), "learn_log_c": ("output",), "b_variance": ("factor",)}
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterSettings:
     """The adapter's settings; see `AbmllConfig`, which they become.

@@ -34,7 +34,8 @@ def caveats(name: str, content: Mapping[str, Any]) -> list[str]:
 
 def failures(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The cells that a comparison could not do: method, seed, task (None: all of them) and error."""
-    return [failure for failure in content.get("failures") or () if isinstance(failure, Mapping)]
+    told = content.get("failures")
+    return [failure for failure in told if isinstance(failure, Mapping)] if isinstance(told, list) else []
 
 
 def _place(failure: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ def reading_notes(found: Results) -> list[str]:
             "paired over tasks, after Holm over the methods; the best was picked after the fact."
         )
     if found.baselines:
-        tests = sorted({"swap" if c.test == "swap" else c.test for c in s.comparisons})
+        tests = sorted({c.test for c in s.comparisons})
         whom = listed(list(found.baselines))
         each = "" if len(found.baselines) == 1 else ", each with the rows of its own folder"
         notes.append(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from abmll.experiment.config import SOME_LATENTS
 from abmll.meta.config import COMMON, META
 from abmll.posterior.config import POSTERIORS
 from abmll.posterior.config import used_settings as used_by_posterior
@@ -14,8 +15,6 @@ from abmll.report.source import Method
 ABSENT = "-"
 BLOCK = 6  # methods of one table: what a printed page, or a screen, has room for
 _Rows = list[tuple[str, list[str]]]
-LATENTS = ("output", "factor", "weight", "point")
-_OF_LATENTS = {"log_variance": LATENTS[:3], "learn_log_c": ("output",), "b_variance": ("factor",)}
 
 
 def flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -37,8 +36,8 @@ def is_read(name: str, config: Mapping[str, Any]) -> bool:
         return key == "name" or (chosen != "none" and key in COMMON | _used_by_learner(chosen))
     if group == "posterior" and chosen in POSTERIORS:
         return key in used_by_posterior(chosen)
-    if group == "adapter" and chosen in LATENTS:
-        return chosen in _OF_LATENTS.get(key, LATENTS)
+    if group == "adapter" and key in SOME_LATENTS:
+        return chosen in SOME_LATENTS[key]
     return True
 
 

@@ -177,10 +177,12 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[_Found]:
         )
     found = []
     for label, entry in methods.items():
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("cost") or {}, Mapping):
+            raise UserError(f"{path} says of method {label!r} what is none; the folder is damaged: write it again")
         folder = path / str(entry.get("folder", label))
         cells = folder / "unseen" if kind == "demo" else folder
         config, cost = entry.get("config") or {}, entry.get("cost") or {}
-        found.append(_Found(str(label), cells, path, content, config, cost, protocol, f"{path.resolve()}"))
+        found.append(_Found(str(label), cells, path, content, config, cost, protocol, str(path.resolve())))
     return found
 
 
