@@ -159,7 +159,7 @@ def test_flipout_flips_both_sides():
     torch.testing.assert_close(flips * flips[:, :1, :1], flips[:, :, :1] * flips[:, :1, :])  # outer products
     sides = torch.cat([flips[:, 1:, 0] * flips[:, :1, 0], flips[:, 0, 1:] * flips[:, 0, :1]], 1)  # t_1 / t_0, u_j / u_0
     pairs = torch.stack([sides[:, i] * sides[:, j] for i, j in ((0, 1), (0, 2), (1, 2))], 1)
-    moments = torch.cat([sides, pairs, sides.prod(1, keepdim=True)], 1)
+    moments = torch.cat([flips[:, :1, 0], sides, pairs, sides.prod(1, keepdim=True)], 1)
     assert (moments.mean(0).abs() < 4 / texts**0.5).all()
 
 
