@@ -21,7 +21,10 @@ class AbmllWarning(UserWarning):
 
 
 def show_own_warnings() -> None:
-    """Of all warnings show ours alone, each text once: what others warn of is not for the users of a command."""
+    """Of all warnings show ours alone, each text once a process: what others warn of is not for a command's users.
+
+    Until the end of the caller's `warnings.catch_warnings`, if it has one.
+    """
     told = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -148,6 +148,11 @@ def test_export_gives_a_lora_that_needs_no_abmll_and_a_merged_model(place, run, 
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits
         prior = abmll.load_prior(place.run).model(ids).logits
     assert torch.allclose(lora, ours, atol=1e-6)
+    stock = run(  # TFB's own use: a LoRA that somebody trained, and no step more
+        *("evaluate", tmp_path / "lora", "--model", place.model, "--suite", place.suite, "--latent", "point"),
+        *("--posterior", "tfb", "--posterior.steps", 0, "--shots", 8, "--query", 4, "--output", tmp_path / "tfb"),
+    )
+    assert stock.status == 0, stock.err
     assert torch.allclose(merged, prior, atol=1e-5)
     assert not torch.allclose(lora, merged, atol=1e-4)
 
@@ -194,7 +199,7 @@ def test_options_override_the_preset_and_the_config_file(place, run, tmp_path):
     assert RunConfig().meta.inner_steps != 1  # the file said so
 
 
-def test_suites_are_listed_shown_and_checked(place, run):
+def test_suites_are_listed_and_shown(place, run):
     assert "cls45" in run("suites").out
     shown = run("suites", "show", place.suite)
     assert shown.status == 0

@@ -165,7 +165,7 @@ def test_models_and_rows_that_cannot_be_asked_are_refused_before_anything_is_wri
         assert not (tmp_path / "c").exists()
 
 
-def test_a_refused_resume_leaves_the_folder_as_it_was(command, run, tmp_path):
+def test_a_refused_resume_leaves_the_folder_as_it_was(command, run, tmp_path, monkeypatch):
     folder = tmp_path / "c"
     assert run(*command("lora", "--output", folder)).status == 0
     before = tiny.contents(folder)
@@ -174,6 +174,8 @@ def test_a_refused_resume_leaves_the_folder_as_it_was(command, run, tmp_path):
     assert refused.status == 2
     assert "lora was begun with another config.posterior.steps (2, now 1)" in refused.err
     assert tiny.contents(folder) == before
+    assert run(*command("reptile,lora", "--resume", "--output", folder)).status == 0
+    monkeypatch.setattr("abmll.experiment.rehearsal.load_base", None)  # what is finished needs no model
     assert run(*command("reptile,lora", "--resume", "--output", folder)).status == 0
 
 

@@ -15,8 +15,7 @@ TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8
 def asked_of(test) -> set[str]:
     """The latents with which the battery asks a posterior such as `swag` this; none where it does not."""
     found = set()
-    for mark in getattr(test, "pytestmark", ()):
-        names, values = mark.args
+    for names, values in (m.args for m in getattr(test, "pytestmark", ()) if m.name == "parametrize"):
         if names == ("name", "latent"):
             found |= {latent for name, latent in values if name == "swag"}
         elif names == "name" and "swag" in values:

@@ -97,14 +97,14 @@ def test_protocols_are_not_mixed_unless_told(made, tmp_path, changes, said):
     assert [s.shots for s in settings] == sorted(s.shots for s in settings)
 
 
-@pytest.mark.parametrize("entry", [None, {"cost": [1]}])
+@pytest.mark.parametrize("entry", [None, {"cost": [1]}, {"config": "x"}])
 def test_a_method_that_is_none_is_refused(entry, made, tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()
     content = json.loads((made.compare / "compare.json").read_text())
     content["methods"]["good"] = entry
     (folder / "compare.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="of method 'good' what is none; the folder is damaged"):
+    with pytest.raises(UserError, match="the entry of method 'good', its cost or its config is no JSON"):
         read([folder])
     assert failures({"failures": 3}) == []
 

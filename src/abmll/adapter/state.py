@@ -35,6 +35,11 @@ def layers(model: nn.Module, adapter: str) -> list[AbmllLayer]:
     return found
 
 
+def is_learned(state: State) -> bool:
+    """Whether an adapter changes the model: some B is not zero."""
+    return any(bool(t.any()) for name, t in state.items() if name.endswith(".abmll_B"))
+
+
 def latent_of(model: nn.Module, adapter: str = PRIOR) -> Latent:
     """The adapter's latent."""
     return layers(model, adapter)[0].latents[adapter]

@@ -100,7 +100,7 @@ def compare(
     default = "lora" if "lora" in names else names[0]
     plan = Plan(made, tasks, chosen, shots, query, baseline or default, weight_prior_floor, foreign)
     check_plan(plan)
-    rehearse(plan)
+    rehearse(plan, output if resume else None)
     open_output(plan, output, resume, overwrite)
     for line in [f"unequal budgets, {line}" for line in differences] or [budget(made, shots)]:
         say(line)

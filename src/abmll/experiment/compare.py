@@ -58,7 +58,7 @@ def run(plan: Plan, output: Path, tell: Tell, processes: int = 1) -> list[Failur
     """Do all cells that `output` does not hold yet; one that fails is noted, and the others are done.
 
     Args:
-        plan: what to compare; `check_plan` has passed it.
+        plan: what to compare; `check_plan` and `rehearse` have passed it.
         output: the folder, opened by `open_output`.
         tell: called with what happens.
         processes: how many starts are worked on at once; 1: in this process.

@@ -98,7 +98,8 @@ def check_plan(plan: Plan) -> None:
 def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None:
     """Make the folder, or take one up that was begun with the same rows, and settings of each method that is in it.
 
-    Methods and seeds may come and go from run to run: a cell depends on no other method's.
+    Methods and seeds may come and go from run to run: a cell depends on no other method's. Settings of a method that
+    has no cell there bind nobody.
     """
     identity = {
         "kind": "compare",
@@ -114,13 +115,15 @@ def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None
         folders.fresh_folder(output, overwrite)
         folders.write_json(output / folders.IDENTITY, identity)
     _same(output, identity)
-    begun: dict[Path, dict[str, Any]] = {}
+    fresh: dict[Path, dict[str, Any]] = {}
     for method in plan.fitted:
         settings = {"config": asdict(method.config), "floor": plan.floor if method.empirical else None}
-        begun[path := output / "methods" / method.name] = settings
+        path = output / "methods" / method.name
         if (path / folders.IDENTITY).is_file() and any(path.glob("**/cells/*.npz")):
             _same(path, settings)
-    for path, settings in begun.items():  # only now: what is refused leaves the folder as it was
+        else:
+            fresh[path] = settings
+    for path, settings in fresh.items():  # only now: what is refused leaves the folder as it was
         path.mkdir(parents=True, exist_ok=True)
         folders.write_json(path / folders.IDENTITY, settings)
 

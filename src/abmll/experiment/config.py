@@ -43,6 +43,8 @@ class ModelConfig:
         check_types(self, "model")
 
 
+Latent = Literal["output", "factor", "weight", "point"]
+LATENTS = Latent.__args__  # type: ignore[attr-defined]
 # Settings of the adapter that not every latent reads, and those latents that do.
 SOME_LATENTS = {"log_variance": ("output", "factor", "weight"), "learn_log_c": ("output",), "b_variance": ("factor",)}
 
@@ -61,7 +63,7 @@ class AdapterSettings:
         b_variance: `factor`: prior variance v_B of the point factor B.
     """
 
-    latent: Literal["output", "factor", "weight", "point"] = "output"
+    latent: Latent = "output"
     r: int = 8
     lora_alpha: float = 16
     target_modules: list[str] | str | None = None

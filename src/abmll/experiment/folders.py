@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; the folder is incomplete, write it again") from None
+        raise UserError(f"{path} is missing; the folder is incomplete: delete it, and write it again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); the folder is damaged: delete it, and write it again") from None
     if not isinstance(content, dict):

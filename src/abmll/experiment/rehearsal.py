@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from abmll.errors import UserError
 from abmll.experiment.compare_plan import Plan
 from abmll.experiment.grid import Method
 from abmll.experiment.models import add_adapter, load_base
 from abmll.experiment.prior import Prior, check_examples
+from abmll.experiment.stored import cell_path, readable
 from abmll.meta import make_meta_learner
 from abmll.posterior import make_posterior
 
 
-def rehearse(plan: Plan) -> None:
+def rehearse(plan: Plan, begun: Path | None = None) -> None:
     """Load the base model and make every method's adapter, prompts, learner and posterior.
+
+    Args:
+        plan: `check_plan` has passed it.
+        begun: the folder that is gone on with: methods that have all their cells there are passed over, and with no
+            other no model is loaded.
 
     Raises:
         UserError: the model, its device or its tokenizer cannot be used; or, naming the method, its adapter does not
             fit the model, a row has no prompt, or a train task is too small to learn from.
     """
+    methods = plan.fitted if begun is None else [m for m in plan.fitted if _unfinished(plan, m, begun)]
+    if not methods:
+        return
     common = plan.methods[0].config  # model and scoring are the same for all
     base, tokenizer = load_base(common.model, common.scoring.name)
-    for method in plan.fitted:
+    for method in methods:
         try:
             model = add_adapter(base, method.config.adapter, plan.seeds[0])
             _assemble(plan, method, Prior.of(model, tokenizer, replace(method.config, seed=plan.seeds[0])))
@@ -31,7 +43,14 @@ def rehearse(plan: Plan) -> None:
             raise UserError(f"method {method.name!r}: {error}") from None
         base = model.unload()
     del base, model
-    gc.collect()  # an adapted model holds itself; the first start needs the room
+    gc.collect()  # an adapted model holds itself, and the first start, maybe of another process, needs the room
+    torch.cuda.empty_cache()
+
+
+def _unfinished(plan: Plan, method: Method, output: Path) -> bool:
+    folder = output / "methods" / method.name
+    cells = (cell_path(folder / part, task.name, seed) for seed in plan.seeds for task, part in plan.tasks(method))
+    return not all(map(readable, cells))
 
 
 def _assemble(plan: Plan, method: Method, prior: Prior) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from abmll.adapter import state
 from abmll.errors import UserError
 from abmll.experiment import folders
 from abmll.experiment.config import RunConfig
@@ -63,9 +64,12 @@ def evaluate_suite(
         observe: called after every cell.
 
     Raises:
-        UserError: no test task, one with too few examples, or an `output` that is in the way.
+        UserError: no test task, one with too few examples, a posterior that the adapter cannot carry, or an `output`
+            that is in the way.
     """
     check_protocol(prior.config, suite, shots, query, seeds, foreign)
+    learned = state.is_learned(state.read(prior.model, state.PRIOR))  # a LoRA that others trained is, too
+    check_posterior(prior.config.posterior, prior.config.adapter.latent, learned)
     for task in suite.test:
         check_examples(prior.scorer, task.name, task.examples)
     samples = prior.config.posterior.samples
@@ -115,7 +119,6 @@ def check_protocol(
     foreign: Foreign | None = None,
 ) -> None:
     """UserError where these settings cannot be evaluated on the suite's test tasks with so many rows."""
-    check_posterior(config.posterior, config.adapter.latent, config.meta.name != "none")
     if not suite.test:
         raise UserError(f"suite {suite.name!r} has no test task to evaluate on; put one into its test part")
     if not seeds:
@@ -139,7 +142,8 @@ def check_protocol(
 def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> Path:
     if resume and (folder / folders.IDENTITY).is_file():
         before = folders.read_json(folder / folders.IDENTITY)
-        if odd := folders.difference(before, identity):
+        known = {name: value for name, value in identity.items() if name != "config" or name in before}
+        if odd := folders.difference(before, known):
             name, old, now = odd
             raise UserError(
                 f"{folder} was begun with another {name} ({old}, now {now}); evaluate into another folder, or replace "

@@ -40,15 +40,10 @@ class Member(Point):
         """Phi <- start, or an A of the member's own where the start is not learned."""
         optimizer = super().begin(support, seed)
         start = state.read(self.model, state.TASK)
-        if self.number and not is_learned(start):
+        if self.number and not state.is_learned(start):
             fresh = {name: own_start(t, seed, name) for name, t in start.items() if name.endswith(".abmll_A")}
             state.write(self.model, state.TASK, start | fresh)
         return optimizer
-
-
-def is_learned(start: state.State) -> bool:
-    """Whether a start changes the model: some B is not zero."""
-    return any(bool(t.any()) for name, t in start.items() if name.endswith(".abmll_B"))
 
 
 def own_start(like: Tensor, seed: int, name: str) -> Tensor:
@@ -72,7 +67,7 @@ class Ensemble(WeightPosterior):
 
     def fit(self, support: Sequence[Example], seed: int) -> list[float]:
         """Fit the members one after the other; their losses follow each other."""
-        if len(support) <= self.config.batch_size and is_learned(state.read(self.model, state.PRIOR)):
+        if len(support) <= self.config.batch_size and state.is_learned(state.read(self.model, state.PRIOR)):
             warnings.warn(
                 "posterior 'ensemble': its members begin at one learned start and every batch holds all "
                 f"{len(support)} examples, so they are one adapter; lower batch_size (--posterior.batch_size), or use "

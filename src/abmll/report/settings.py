@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from abmll.experiment.config import SOME_LATENTS
+from abmll.experiment.config import LATENTS, SOME_LATENTS
 from abmll.meta.config import COMMON, META
 from abmll.posterior.config import POSTERIORS
 from abmll.posterior.config import used_settings as used_by_posterior
@@ -36,8 +36,8 @@ def is_read(name: str, config: Mapping[str, Any]) -> bool:
         return key == "name" or (chosen != "none" and key in COMMON | _used_by_learner(chosen))
     if group == "posterior" and chosen in POSTERIORS:
         return key in used_by_posterior(chosen)
-    if group == "adapter" and key in SOME_LATENTS:
-        return chosen in SOME_LATENTS[key]
+    if group == "adapter" and chosen in LATENTS:
+        return chosen in SOME_LATENTS.get(key, LATENTS)
     return True
 
 

@@ -177,8 +177,12 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[_Found]:
         )
     found = []
     for label, entry in methods.items():
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("cost") or {}, Mapping):
-            raise UserError(f"{path} says of method {label!r} what is none; the folder is damaged: write it again")
+        parts = [entry, *(entry.get(k) or {} for k in ("cost", "config"))] if isinstance(entry, Mapping) else [entry]
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise UserError(
+                f"{path}: the entry of method {label!r}, its cost or its config is no JSON object; the folder is "
+                "damaged: delete it, and write it again"
+            )
         folder = path / str(entry.get("folder", label))
         cells = folder / "unseen" if kind == "demo" else folder
         config, cost = entry.get("config") or {}, entry.get("cost") or {}
