@@ -5,8 +5,9 @@ the same number of them (an ensemble its members, laplace is analytic). Interval
 the pooled ECE is of the value without its bias, which is positive: it can lie below the value itself. Seconds are
 wall-clock on a machine that others used at the same time: read them as an order of magnitude. Peak memory on cls
 holds what earlier methods of the same process had freed: read it as an upper bound. The first eight rows of cls are the
-real run's, whose texts are counted and not measured, and of `abmll`, `abmll-factor` and `abmll-natural` the seconds to
-answer are those of 10 draws, of which 5 are scored here. mcqa is learned in 150 episodes, cls in 300.
+real run's: it did not count texts, so that theirs are those of `pretrained` times the draws, and of `abmll`,
+`abmll-factor` and `abmll-natural` the seconds to answer are those of 10 draws, of which 5 are scored here. mcqa is
+learned in 150 episodes, cls in 300.
 
 Each (start, posterior) answers at its own adaptation rate, the best of three on validation tasks. From the base model
 most chose the largest (1e-3), from a learned start mostly the middle one (2e-4), laplace that one everywhere: rows

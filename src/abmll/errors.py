@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import sys
-import warnings
 from collections.abc import Iterable
-from typing import Any
 
 
 class UserError(ValueError):
@@ -18,23 +15,6 @@ class UserError(ValueError):
 
 class AbmllWarning(UserWarning):
     """A result that is not what its user will take it for; names the way out. The command line shows it in one line."""
-
-
-def show_own_warnings() -> None:
-    """Of all warnings show ours alone, each text once a process: what others warn of is not for a command's users.
-
-    Until the end of the caller's `warnings.catch_warnings`, if it has one.
-    """
-    told = set()
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in told:  # Python's own memory is lost whenever somebody touches the filters
-            told.add(str(message))
-            print(f"warning: {message}", file=sys.stderr, flush=True)
-
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("always", AbmllWarning)
-    warnings.showwarning = show
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -86,10 +86,7 @@ def compare(
     tasks = hold_out_validation(tasks, validation, seed=0) if validation else tasks
     foreign = None if ood is None else Foreign(tasks if ood == suite else load_suite(ood), ood_query)
     folders.writable(output, suite, Path(made[0].config.model.name) / "config.json")
-    if resume and overwrite:
-        raise UserError("--resume goes on with a folder and --overwrite replaces it; give one of them")
-    if not (resume and (output / folders.IDENTITY).is_file()):
-        folders.refuse_existing(output, overwrite, resumable=True)
+    folders.refuse_taken(output, resume, overwrite)
 
     quiet()
     from abmll.experiment.compare import run

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from abmll.cli.console import Bar, loading, warn_of_crowding, warn_of_leaks, warn_of_truncation
 from abmll.cli.parsing import Settings, number_list
-from abmll.errors import UserError
 from abmll.experiment.quiet import quiet
 
 if TYPE_CHECKING:
@@ -59,10 +58,7 @@ def evaluate(
     tasks = load_suite(suite)
     foreign = None if ood is None else Foreign(tasks if ood == suite else load_suite(ood), ood_query)
     folders.writable(output, start, suite)
-    if resume and overwrite:
-        raise UserError("--resume goes on with a folder and --overwrite replaces it; give one of them")
-    if not (resume and (output / folders.IDENTITY).is_file()):
-        folders.refuse_existing(output, overwrite, resumable=True)
+    folders.refuse_taken(output, resume, overwrite)
 
     loading(start)
     quiet()

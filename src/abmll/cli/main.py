@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from abmll.errors import UserError, show_own_warnings, unknown
+from abmll.errors import UserError, unknown
 
 # In the order a user meets them; the text is the first thing `abmll --help` says about each.
 COMMANDS = {
@@ -71,6 +71,7 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
     from abmll.cli.parsing import parse
+    from abmll.experiment.quiet import show_own_warnings
 
     module = import_module(f"abmll.cli.{name}")
     values = parse(module, name, COMMANDS[name], rest)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from abmll.errors import UserError
 from abmll.experiment import adapter_folder, folders
-from abmll.experiment.compare_plan import COST, Plan, Start, empirical_folder, starts
+from abmll.experiment.compare_plan import COST, Plan, Start, empirical_folder, missing, starts
 from abmll.experiment.cost import peak_memory
 from abmll.experiment.empirical import empirical_prior
 from abmll.experiment.evaluate import Protocol, evaluate
@@ -20,10 +20,8 @@ from abmll.experiment.grid import Method
 from abmll.experiment.models import add_adapter, load_base, trainable
 from abmll.experiment.prior import Prior, check_examples, metatrain
 from abmll.experiment.start import load_prior
-from abmll.experiment.stored import cell_path, readable
 from abmll.experiment.train import METRICS, Progress
 from abmll.experiment.workers import spread
-from abmll.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +88,28 @@ def _share(work: list[Start], tell: Tell, *, plan: Plan, output: Path) -> None:
 def _do(start: Start, plan: Plan, output: Path, tell: Tell) -> None:
     """All cells of one start; errors are told, not raised."""
     seed = start.config.seed
-    missing: dict[str, list[tuple[Task, Path]]] = {}
+    undone = {method.name: missing(plan, method, seed, output) for method in start.methods}
     for method in start.methods:
-        cells = [(task, output / "methods" / method.name / part) for task, part in plan.tasks(method)]
-        missing[method.name] = [c for c in cells if not readable(cell_path(c[1], c[0].name, seed))]
-        if done := len(cells) - len(missing[method.name]):
+        if done := len(list(plan.tasks(method))) - len(undone[method.name]):
             tell(News(f"{method.name}  seed {seed}  stored already", done))
-    if not any(missing.values()):
+    if not any(undone.values()):
         return
     folder = output / "starts" / start.folder
     try:
         learned = _learned(start, plan, folder, tell)
     except Exception as error:
         for method in start.methods:
-            tell(_failed(method, seed, None, error, len(missing[method.name])))
+            tell(_failed(method, seed, None, error, len(undone[method.name])))
         return
     for method in start.methods:
-        if not missing[method.name]:
+        if not undone[method.name]:
             continue
         try:
             prior = _prior(learned, method, seed, plan, folder, tell)
         except Exception as error:
-            tell(_failed(method, seed, None, error, len(missing[method.name])))
+            tell(_failed(method, seed, None, error, len(undone[method.name])))
             continue
-        for task, where in missing[method.name]:
+        for task, where in undone[method.name]:
             foreign = plan.foreign if task in plan.suite.test else None  # validation tasks only learn a temperature
             protocol = Protocol(plan.shots, plan.query, seed, foreign)
             try:

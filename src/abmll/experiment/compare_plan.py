@@ -18,6 +18,7 @@ from abmll.experiment import folders
 from abmll.experiment.config import RunConfig
 from abmll.experiment.grid import Method, check_floor, fingerprint
 from abmll.experiment.results import check_protocol
+from abmll.experiment.stored import cell_path, readable
 from abmll.experiment.tempered import VALIDATION
 from abmll.tasks.foreign import Foreign
 from abmll.tasks.splits import suite_hash
@@ -109,18 +110,13 @@ def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None
             **({} if plan.foreign is None else {"foreign": plan.foreign.facts}),
         },
     }
-    if not (resume and (output / folders.IDENTITY).is_file()):
-        if (output / folders.IDENTITY).is_file() and not overwrite:
-            raise UserError(f"output folder {output} exists; go on with --resume, or replace it with --overwrite")
-        folders.fresh_folder(output, overwrite)
-        folders.write_json(output / folders.IDENTITY, identity)
-    _same(output, identity)
+    folders.begin(output, identity, resume, overwrite)
     fresh: dict[Path, dict[str, Any]] = {}
     for method in plan.fitted:
         settings = {"config": asdict(method.config), "floor": plan.floor if method.empirical else None}
         path = output / "methods" / method.name
         if (path / folders.IDENTITY).is_file() and any(path.glob("**/cells/*.npz")):
-            _same(path, settings)
+            folders.refuse_other(path, settings)
         else:
             fresh[path] = settings
     for path, settings in fresh.items():  # only now: what is refused leaves the folder as it was
@@ -128,14 +124,10 @@ def open_output(plan: Plan, output: Path, resume: bool, overwrite: bool) -> None
         folders.write_json(path / folders.IDENTITY, settings)
 
 
-def _same(folder: Path, wanted: dict[str, Any]) -> None:
-    found = folders.read_json(folder / folders.IDENTITY)
-    if odd := folders.difference(found, wanted):
-        name, before, now = odd
-        raise UserError(
-            f"{folder} was begun with another {name} ({before}, now {now}); compare in another folder, or replace it "
-            "with --overwrite"
-        )
+def missing(plan: Plan, method: Method, seed: int, output: Path) -> list[tuple[Task, Path]]:
+    """The tasks of which a fitted method and seed have no whole cell in the folder, each with the place of its cell."""
+    cells = ((task, output / "methods" / method.name / part) for task, part in plan.tasks(method))
+    return [(task, where) for task, where in cells if not readable(cell_path(where, task.name, seed))]
 
 
 def starts(plan: Plan) -> Iterator[Start]:

@@ -48,6 +48,34 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], name: str = ""
     return None
 
 
+def refuse_taken(folder: Path, resume: bool, overwrite: bool) -> None:
+    """UserError where `begin` would refuse the folder whatever its identity: found out before a model is loaded."""
+    if resume and overwrite:
+        raise UserError("--resume goes on with a folder and --overwrite replaces it; give one of them")
+    if not (resume and (folder / IDENTITY).is_file()):
+        refuse_existing(folder, overwrite, resumable=True)
+
+
+def begin(folder: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Make a folder that is written bit by bit, or go on with one; UserError where it is taken or another's."""
+    refuse_taken(folder, resume, overwrite)
+    if resume and (folder / IDENTITY).is_file():
+        refuse_other(folder, identity)
+        return
+    fresh_folder(folder, overwrite)
+    write_json(folder / IDENTITY, identity)
+
+
+def refuse_other(folder: Path, identity: Mapping[str, Any]) -> None:
+    """UserError, naming the setting, where a folder was begun with another identity."""
+    if odd := difference(read_json(folder / IDENTITY), identity):
+        name, before, now = odd
+        raise UserError(
+            f"{folder} was begun with another {name} ({before}, now {now}); choose another folder, or replace it with "
+            "--overwrite"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of ours; UserError where it is missing or broken."""
     try:

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 
 from abmll.errors import UserError
-from abmll.experiment.compare_plan import Plan
+from abmll.experiment.compare_plan import Plan, missing
 from abmll.experiment.grid import Method
 from abmll.experiment.models import add_adapter, load_base
 from abmll.experiment.prior import Prior, check_examples
-from abmll.experiment.stored import cell_path, readable
 from abmll.meta import make_meta_learner
 from abmll.posterior import make_posterior
 
@@ -30,7 +29,7 @@ def rehearse(plan: Plan, begun: Path | None = None) -> None:
         UserError: the model, its device or its tokenizer cannot be used; or, naming the method, its adapter does not
             fit the model, a row has no prompt, or a train task is too small to learn from.
     """
-    methods = plan.fitted if begun is None else [m for m in plan.fitted if _unfinished(plan, m, begun)]
+    methods = [m for m in plan.fitted if begun is None or any(missing(plan, m, s, begun) for s in plan.seeds)]
     if not methods:
         return
     common = plan.methods[0].config  # model and scoring are the same for all
@@ -45,12 +44,6 @@ def rehearse(plan: Plan, begun: Path | None = None) -> None:
     del base, model
     gc.collect()  # an adapted model holds itself, and the first start, maybe of another process, needs the room
     torch.cuda.empty_cache()
-
-
-def _unfinished(plan: Plan, method: Method, output: Path) -> bool:
-    folder = output / "methods" / method.name
-    cells = (cell_path(folder / part, task.name, seed) for seed in plan.seeds for task, part in plan.tasks(method))
-    return not all(map(readable, cells))
 
 
 def _assemble(plan: Plan, method: Method, prior: Prior) -> None:

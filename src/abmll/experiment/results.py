@@ -75,7 +75,6 @@ def evaluate_suite(
     samples = prior.config.posterior.samples
     identity = {
         "config": asdict(prior.config),
-        "config_hash": prior.config.hash(),
         "prior_hash": prior.hash,
         "suite_hash": suite_hash(suite),
         "protocol": {
@@ -83,7 +82,8 @@ def evaluate_suite(
             **({} if foreign is None else {"foreign": foreign.facts}),
         },
     }
-    folder = _open(Path(output), identity, resume, overwrite)
+    folder = Path(output)
+    folders.begin(folder, identity, resume, overwrite)
     done = 0
     for seed in seeds:
         for task in suite.test:
@@ -139,24 +139,6 @@ def check_protocol(
             foreign.draw(task, seeds[0])
 
 
-def _open(folder: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> Path:
-    if resume and (folder / folders.IDENTITY).is_file():
-        before = folders.read_json(folder / folders.IDENTITY)
-        known = {name: value for name, value in identity.items() if name != "config" or name in before}
-        if odd := folders.difference(before, known):
-            name, old, now = odd
-            raise UserError(
-                f"{folder} was begun with another {name} ({old}, now {now}); evaluate into another folder, or replace "
-                "it with --overwrite"
-            )
-        return folder
-    if (folder / folders.IDENTITY).is_file() and not overwrite:
-        raise UserError(f"output folder {folder} exists; go on with --resume, or replace it with --overwrite")
-    folders.fresh_folder(folder, overwrite)
-    folders.write_json(folder / folders.IDENTITY, identity)
-    return folder
-
-
 def foreign_missing(foreign: Foreign | None, cells: Sequence[Cell]) -> int:
     """How many foreign questions fewer than asked for the cells have, all together."""
     if foreign is None:
@@ -183,6 +165,7 @@ def _conclude(
         "kind": "evaluation",
         "method": name,
         **identity,
+        "config_hash": prior.config.hash(),
         "suite": suite.name,
         "seeds": list(seeds),
         "tasks": [task.name for task in suite.test],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from abmll.errors import UserError, show_own_warnings
+from abmll.errors import UserError
 
 S = TypeVar("S")
 Tell = Callable[[Any], None]
@@ -67,7 +67,7 @@ def _listen(workers: Sequence[Any], news: Any, tell: Tell) -> None:
 
 def _process(do: Callable[[S, Tell], None], share: S, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its children
-    from abmll.experiment.quiet import quiet
+    from abmll.experiment.quiet import quiet, show_own_warnings
 
     quiet()
     show_own_warnings()

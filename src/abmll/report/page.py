@@ -101,17 +101,15 @@ def render(source: Source, found: Sequence[Results]) -> str:
         autoescape=True, loader=FunctionLoader(load), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     numbers = {name: i for i, name in enumerate(dict.fromkeys(m for each in found for m in each.methods))}
-    swatches = {name: charts.swatch(i, f"{_KEY}{i}") for name, i in numbers.items()}
     return environment.get_template("page.html.j2").render(
         title="; ".join(dict.fromkeys(each.setting.suite for each in found)),
         style=load("page.css"),
         generator=GENERATOR,
         parts=[_part(i, each, numbers) for i, each in enumerate(found)],
-        legend=list(swatches.items()),
+        legend={name: charts.swatch(i, f"{_KEY}{i}") for name, i in numbers.items()},
         key_tag=_KEY,
         shots=_shots(found, numbers),
         metrics=METRICS,
-        legend_keys=swatches,
         task_columns=TASK_COLUMNS,
         p_text=p_text,
         source=source,

@@ -177,8 +177,8 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[_Found]:
         )
     found = []
     for label, entry in methods.items():
-        parts = [entry, *(entry.get(k) or {} for k in ("cost", "config"))] if isinstance(entry, Mapping) else [entry]
-        if not all(isinstance(part, Mapping) for part in parts):
+        whole = isinstance(entry, Mapping) and all(isinstance(entry.get(k) or {}, Mapping) for k in ("config", "cost"))
+        if not whole:
             raise UserError(
                 f"{path}: the entry of method {label!r}, its cost or its config is no JSON object; the folder is "
                 "damaged: delete it, and write it again"
